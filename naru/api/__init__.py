@@ -1,0 +1,1 @@
+"""Generated stubs of `proto/naru/api`; `make gen` writes them, nobody edits them."""
