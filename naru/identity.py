@@ -1,0 +1,107 @@
+"""Who is calling, and for whom: services by their token, everybody else by a credential."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class Role(StrEnum):
+    """What a person or program may do; each role may do what the ones before it may."""
+
+    USER = "user"
+    WORKSPACE_ADMIN = "workspace_admin"
+    ADMIN = "admin"
+
+    @property
+    def rank(self) -> int:
+        """0 for the least powerful."""
+        return list(Role).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Scopes:
+    """What narrows a credential; an empty tuple allows everything."""
+
+    models: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    source_cidrs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request is made for, as `naru.api.common.v1.Principal` documents it."""
+
+    workspace_id: str
+    role: Role = Role.USER
+    tier: str = "free"
+    key_id: str = ""
+    user_id: str = ""
+    service_account: str = ""
+    scopes: Scopes = field(default_factory=Scopes)
+
+
+class ServiceName(StrEnum):
+    """The parts of Naru that call each other. `operator` is whoever holds the installation's operator token."""
+
+    EDGE = "edge"
+    AUTHSVC = "authsvc"
+    ACCOUNTING = "accounting"
+    INFERENCE = "inference"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever made an RPC: a service, or a principal; never both."""
+
+    service: ServiceName | None = None
+    principal: Principal | None = None
+
+
+class ServiceTokens:
+    """The tokens by which services know each other, one file per service: `<directory>/service-token-<name>`.
+
+    A process needs its own file to call others, and the files of those that may call it. Missing files are callers that
+    cannot call; tokens are compared in constant time.
+    """
+
+    def __init__(self, tokens: Mapping[ServiceName, str]) -> None:
+        self._tokens = dict(tokens)
+        self._digests = {name: _digest(token) for name, token in tokens.items()}
+
+    @classmethod
+    def read(cls, directory: Path) -> ServiceTokens:
+        """Reads the files that are there. Raises ValueError for a token shorter than 32 characters."""
+        tokens = {}
+        for name in ServiceName:
+            path = directory / f"service-token-{name}"
+            if path.exists():
+                token = path.read_text().strip()
+                if len(token) < 32:
+                    raise ValueError(f"{path} holds {len(token)} characters; a service token needs at least 32")
+                tokens[name] = token
+        return cls(tokens)
+
+    def of(self, name: ServiceName) -> str:
+        """The token `name` calls with. Raises ValueError when its file was not there."""
+        if name not in self._tokens:
+            raise ValueError(f"there is no file service-token-{name} in the directory of service tokens")
+        return self._tokens[name]
+
+    def who(self, token: str) -> ServiceName | None:
+        """Whose token this is; None when nobody's. Compares with every known token, so that time tells nothing."""
+        digest = _digest(token)
+        found = None
+        for name, known in self._digests.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,28 @@
+"""Identifiers."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+
+
+def uuid7() -> str:
+    """A UUID version 7 (RFC 9562, section 5.7): ordered by millisecond, 74 random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))
+
+
+def is_uuid(text: str) -> bool:
+    """Whether `text` is a UUID in its canonical form."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def new_request_id() -> str:
+    """A request id: "req_" and 32 hexadecimal digits, 128 random bits."""
+    return f"req_{os.urandom(16).hex()}"

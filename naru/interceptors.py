@@ -1,0 +1,165 @@
+"""What every RPC of every service goes through: who calls, may they, how long, and what an error becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import grpc
+from grpc_status import rpc_status
+
+from naru import context, deadline, permissions
+from naru.clock import Clock
+from naru.errors import NaruError, Reason
+from naru.identity import Caller, Principal, ServiceTokens
+from naru.ids import new_request_id
+from naru.logs import get_logger
+from naru.metrics import Metrics
+from naru.status import GRPC_CODES, error_to_status
+
+SERVICE_TOKEN_METADATA = "x-naru-service-token"  # noqa: S105 -- the name of a header, not a token
+REQUEST_ID_METADATA = "x-request-id"
+
+Handler = Callable[[Any, Any], Any]
+_log = get_logger(__name__)
+
+
+class Authenticator(Protocol):
+    """Resolves credentials of callers that are no service."""
+
+    async def authenticate(self, credential: str, client_address: str = "") -> Principal:
+        """Who it is. Raises NaruError INVALID_API_KEY, or SERVICE_UNAVAILABLE when nobody can tell."""
+
+
+class CallerAuthenticator:
+    """Finds out who makes an RPC: a service by its token, anybody else by a credential."""
+
+    def __init__(self, tokens: ServiceTokens, principals: Authenticator) -> None:
+        self._tokens = tokens
+        self._principals = principals
+
+    async def identify(self, metadata: dict[str, str], peer: str) -> Caller:
+        """Who sent this metadata. Raises NaruError CREDENTIALS_MISSING or INVALID_API_KEY."""
+        token = metadata.get(SERVICE_TOKEN_METADATA)
+        if token is not None:
+            service = self._tokens.who(token)
+            if service is None:
+                raise NaruError(Reason.INVALID_API_KEY, "Unknown service token.")
+            return Caller(service=service)
+        scheme, _, credential = metadata.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not credential.strip():
+            raise NaruError(
+                Reason.CREDENTIALS_MISSING, "This call needs `authorization: Bearer <API key>` in its metadata."
+            )
+        return Caller(principal=await self._principals.authenticate(credential.strip(), address_of_peer(peer)))
+
+
+def address_of_peer(peer: str) -> str:
+    """The address in gRPC's `ipv4:127.0.0.1:1234` or `ipv6:%5B::1%5D:1234`; empty for other kinds of peers."""
+    kind, _, rest = peer.partition(":")
+    if kind == "ipv4":
+        return rest.rpartition(":")[0]
+    if kind == "ipv6":
+        return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+    return ""
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Wraps each handler: identify, permit, set context and deadline, run, turn errors into a status, count."""
+
+    def __init__(self, callers: CallerAuthenticator, clock: Clock, metrics: Metrics) -> None:
+        self._callers = callers
+        self._clock = clock
+        self._handled = metrics.counter("naru_rpc_total", "RPCs answered.", ("method", "code"))
+        self._seconds = metrics.histogram("naru_rpc_seconds", "Time from an RPC's start to its end.", ("method",))
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Called by gRPC for each RPC."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or method.startswith(permissions.PUBLIC_PREFIX):
+            return handler
+        serializers = (handler.request_deserializer, handler.response_serializer)
+        # The wrapper must be of the handler's own kind: gRPC runs anything but a coroutine function or an async generator in
+        # a thread pool.
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), *serializers)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), *serializers)
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), *serializers)
+        assert handler.stream_unary is not None  # noqa: S101 -- there are four kinds of handlers
+        return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method), *serializers)
+
+    def _unary(self, behaviour: Handler, method: str) -> Handler:
+        async def run(request: Any, call: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async with self._around(method, call):
+                return await behaviour(request, call)
+
+        return run
+
+    def _stream(self, behaviour: Handler, method: str) -> Handler:
+        async def run(request: Any, call: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async with self._around(method, call):
+                responses = behaviour(request, call)
+                try:
+                    async for response in responses:
+                        yield response
+                finally:
+                    # Leaving an async generator to the garbage collector would run its `finally` too late.
+                    await responses.aclose()
+
+        return run
+
+    @asynccontextmanager
+    async def _around(self, method: str, call: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+        started = self._clock.monotonic()
+        code = grpc.StatusCode.OK
+        try:
+            metadata = {key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)}
+            caller = await self._callers.identify(metadata, call.peer())
+            permissions.check(caller, method)
+            given = metadata.get(REQUEST_ID_METADATA, "")
+            request = context.RequestContext(
+                request_id=given if context.is_request_id(given) else new_request_id(),
+                caller=caller,
+                method=method,
+                traceparent=metadata.get("traceparent", ""),
+            )
+            entered = context.enter(request)
+            limited = deadline.enter(call.time_remaining())
+            try:
+                yield
+            finally:
+                deadline.leave(limited)
+                context.leave(entered)
+        except NaruError as error:
+            code = GRPC_CODES[error.reason]
+            await call.abort_with_status(rpc_status.to_status(error_to_status(error)))
+        except (asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as cause:  # noqa: BLE001 -- whatever it is, the caller gets a fixed text and the log gets the cause
+            code = grpc.StatusCode.INTERNAL
+            await call.abort_with_status(rpc_status.to_status(error_to_status(internal_error(cause, method))))
+        finally:
+            self._handled.labels(method, code.name).inc()
+            self._seconds.labels(method).observe(self._clock.monotonic() - started)
+
+
+def internal_error(cause: BaseException, where: str) -> NaruError:
+    """Logs `cause` under a fresh incident id and returns the error that names only that id."""
+    incident = os.urandom(6).hex()
+    _log.error("unexpected exception", incident=incident, where=where, exc_info=cause)
+    return NaruError(
+        Reason.INTERNAL,
+        f"Something went wrong on our side. Please quote incident {incident}.",
+        metadata={"incident": incident},
+    )

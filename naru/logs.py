@@ -1,0 +1,91 @@
+"""Structured logs: one JSON object per line on standard error, with request and trace id."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from opentelemetry import trace
+
+from naru import api_key
+from naru.context import current_or_none
+
+Logger = structlog.stdlib.BoundLogger
+
+
+def configure(service: str, level: str = "info") -> None:
+    """Sets the process's logging up; libraries' own log records go through the same renderer.
+
+    Args:
+        service: Name on each line.
+        level: "debug", "info", "warning" or "error".
+    """
+    processors: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        _add_service(service),
+        _add_ids,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.dict_tracebacks,
+        _mask_keys,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *processors,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=processors,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # One line per request is the access log's business; these would add one each.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def get_logger(name: str) -> Logger:
+    """A logger; name it after the module."""
+    logger: Logger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def _add_service(service: str) -> structlog.typing.Processor:
+    def add(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["service"] = service
+        return event
+
+    return add
+
+
+def _add_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    context = current_or_none()
+    if context is not None:
+        event.setdefault("request_id", context.request_id)
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        event.setdefault("trace_id", f"{span.trace_id:032x}")
+    return event
+
+
+def _mask_keys(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The last line of defence: no API key is written out, wherever it came from."""
+    for name, value in event.items():
+        if isinstance(value, str) and "sk-naru-" in value:
+            event[name] = api_key.PATTERN.sub(r"sk-naru-\1-***", value)
+    return event

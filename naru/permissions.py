@@ -1,0 +1,71 @@
+"""The one table of who may call what. `tests/contract` walks every RPC and every role through it.
+
+A row names the services that may call an RPC, and the least role a principal needs; no role means no principal may.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from naru.errors import NaruError, Reason
+from naru.identity import Caller, Role, ServiceName
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Who may make one RPC."""
+
+    services: frozenset[ServiceName] = frozenset()
+    role: Role | None = None
+
+
+_EDGE, _INFERENCE, _ACCOUNTING, _OPERATOR = (
+    ServiceName.EDGE,
+    ServiceName.INFERENCE,
+    ServiceName.ACCOUNTING,
+    ServiceName.OPERATOR,
+)
+_ANY_SERVICE = frozenset(ServiceName)
+_RESOLVERS = frozenset({_EDGE, _INFERENCE, _ACCOUNTING})
+_METERS = frozenset({_EDGE, _INFERENCE})
+
+GRANTS: dict[str, Grant] = {
+    "/naru.api.auth.v1.AuthService/Authenticate": Grant(_RESOLVERS),
+    "/naru.api.auth.v1.AuthService/WatchInvalidations": Grant(_RESOLVERS),
+    "/naru.api.auth.v1.AuthService/Bootstrap": Grant(frozenset({_OPERATOR})),
+    "/naru.api.auth.v1.ApiKeyService/CreateApiKey": Grant(role=Role.WORKSPACE_ADMIN),
+    "/naru.api.auth.v1.ApiKeyService/ListApiKeys": Grant(role=Role.WORKSPACE_ADMIN),
+    "/naru.api.auth.v1.ApiKeyService/RevokeApiKey": Grant(role=Role.WORKSPACE_ADMIN),
+    "/naru.api.accounting.v1.QuotaService/Reserve": Grant(_METERS),
+    "/naru.api.accounting.v1.QuotaService/Release": Grant(_METERS),
+    "/naru.api.accounting.v1.QuotaService/Renew": Grant(_METERS),
+    "/naru.api.accounting.v1.UsageService/RecordUsage": Grant(_METERS),
+    "/naru.api.accounting.v1.UsageService/RecordRequests": Grant(frozenset({_EDGE})),
+    "/naru.api.accounting.v1.UsageService/QueryUsage": Grant(frozenset({_EDGE, _OPERATOR}), Role.USER),
+    "/naru.api.inference.v1.InferenceService/Generate": Grant(frozenset({_EDGE}), Role.USER),
+    "/naru.api.inference.v1.InferenceService/GenerateSession": Grant(frozenset({_EDGE})),
+    "/naru.api.inference.v1.ModelService/ListModels": Grant(frozenset({_EDGE, _OPERATOR}), Role.USER),
+    "/naru.api.inference.v1.ModelService/GetModel": Grant(frozenset({_EDGE, _OPERATOR}), Role.USER),
+    # Reflection tells the shape of the API to whoever may use any of it.
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Grant(_ANY_SERVICE, Role.USER),
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Grant(_ANY_SERVICE, Role.USER),
+}
+PUBLIC_PREFIX = "/grpc.health.v1.Health/"
+"""Health is open to everybody: load balancers and container health checks have no token."""
+
+
+def check(caller: Caller, method: str) -> None:
+    """Raises NaruError PERMISSION_DENIED unless `caller` may call `method`. A method without a row is closed."""
+    grant = GRANTS.get(method, Grant())
+    if caller.service is not None:
+        allowed = caller.service in grant.services
+    else:
+        principal = caller.principal
+        allowed = (
+            principal is not None
+            and grant.role is not None
+            and principal.role.rank >= grant.role.rank
+            and (not principal.scopes.endpoints or method in principal.scopes.endpoints)
+        )
+    if not allowed:
+        raise NaruError(Reason.PERMISSION_DENIED, "You are not allowed to make this call.", metadata={"method": method})

