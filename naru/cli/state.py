@@ -1,0 +1,71 @@
+"""The folder `.naru`: everything that `naru up` keeps between runs. Nothing of it is committed; secrets are mode 0600."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from naru.identity import ServiceName
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """Where things are below `root`."""
+
+    root: Path
+
+    @property
+    def secrets(self) -> Path:
+        """Service tokens, pepper, Redis password."""
+        return self.root / "secrets"
+
+    @property
+    def data(self) -> Path:
+        """Databases, Redis's append-only file, the inference journal."""
+        return self.root / "data"
+
+    @property
+    def logs(self) -> Path:
+        """One file per process."""
+        return self.root / "logs"
+
+    @property
+    def dev_env(self) -> Path:
+        """What a client needs, to be sourced by a shell."""
+        return self.root / "dev.env"
+
+    @property
+    def pid_file(self) -> Path:
+        """Holds the supervisor's process id while it runs."""
+        return self.root / "up.pid"
+
+    def prepare(self) -> None:
+        """Makes the folders and whatever secret is missing."""
+        for folder in (self.root, self.secrets, self.data, self.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ServiceName:
+            self.secret(f"service-token-{name}")
+        self.secret("pepper")
+
+    def secret(self, name: str) -> str:
+        """The secret of that name, made at the first call: 43 characters, 256 random bits."""
+        path = self.secrets / name
+        if not path.exists():
+            write_private(path, secrets.token_urlsafe(32) + "\n")
+        return path.read_text().strip()
+
+    def read_dev_env(self) -> dict[str, str]:
+        """The variables in `dev.env`; empty when it is not there."""
+        if not self.dev_env.exists():
+            return {}
+        lines = (line.removeprefix("export ") for line in self.dev_env.read_text().splitlines())
+        return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner can read, at once or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    temporary.replace(path)

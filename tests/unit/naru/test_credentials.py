@@ -1,0 +1,199 @@
+"""The cache of principals: it follows invalidations, survives an absent authsvc for a while, and lets nobody new in then."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from naru import api_key
+from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from naru.client import ServiceClient
+from naru.convert import principal_to_proto, timestamp_to_proto
+from naru.credentials import CachedAuthenticator
+from naru.errors import NaruError, Reason, invalid_api_key
+from naru.identity import Principal, Scopes, ServiceName, ServiceTokens
+from naru.interceptors import CallerAuthenticator
+from naru.metrics import Metrics
+from naru.server import GrpcServer
+from naru.testing.clock import FakeClock
+
+TOKEN = "t" * 40
+KEY = api_key.generate(os.urandom)
+KEY_ID = api_key.parse(KEY).key_id
+
+
+class Nobody:
+    async def authenticate(self, credential: str, client_address: str = "") -> Principal:
+        raise invalid_api_key()
+
+
+class AuthPeer(auth_service_pb2_grpc.AuthServiceServicer):
+    """An authsvc that tells what the test wants told, and counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.sequence = 0
+        self.epoch = "one"
+        self.revoked = False
+        self.expire_time = 0.0
+        self.scopes = Scopes()
+        self.answer = asyncio.Event()
+        self.answer.set()
+        self.messages: asyncio.Queue[auth_service_pb2.WatchInvalidationsResponse | None] = asyncio.Queue()
+
+    async def Authenticate(self, request: object, context: object) -> auth_service_pb2.AuthenticateResponse:
+        self.calls += 1
+        as_of, revoked = self.sequence, self.revoked
+        await self.answer.wait()
+        if revoked:
+            raise invalid_api_key()
+        response = auth_service_pb2.AuthenticateResponse(
+            principal=principal_to_proto(Principal("w", key_id=KEY_ID, scopes=self.scopes)),
+            as_of=as_of,
+            epoch=self.epoch,
+        )
+        if self.expire_time:
+            response.expire_time.CopyFrom(timestamp_to_proto(self.expire_time))
+        return response
+
+    async def WatchInvalidations(
+        self, request: object, context: object
+    ) -> AsyncIterator[auth_service_pb2.WatchInvalidationsResponse]:
+        yield auth_service_pb2.WatchInvalidationsResponse(sequence=self.sequence, epoch=self.epoch)
+        while (message := await self.messages.get()) is not None:
+            yield message
+
+    def revoke(self) -> None:
+        self.sequence += 1
+        self.revoked = True
+        self.messages.put_nowait(
+            auth_service_pb2.WatchInvalidationsResponse(sequence=self.sequence, epoch=self.epoch, key_ids=[KEY_ID])
+        )
+
+
+class World:
+    """An authsvc on a port and a cache in front of it."""
+
+    def __init__(self) -> None:
+        self.peer = AuthPeer()
+        self.clock = FakeClock()
+
+    async def __aenter__(self) -> World:
+        self.server = GrpcServer(
+            CallerAuthenticator(ServiceTokens({ServiceName.EDGE: TOKEN}), Nobody()), metrics=Metrics()
+        )
+        self.server.add(
+            auth_service_pb2_grpc.add_AuthServiceServicer_to_server, self.peer, "naru.api.auth.v1.AuthService"
+        )
+        port = await self.server.start("127.0.0.1", 0)
+        self.client = ServiceClient(f"127.0.0.1:{port}", name="authsvc", service_token=TOKEN)
+        self.cache = CachedAuthenticator(self.client, self.clock)
+        self.watcher = asyncio.create_task(self.cache.watch())
+        await until(lambda: self.cache.watching)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.watcher.cancel()
+        await asyncio.gather(self.watcher, return_exceptions=True)
+        await self.client.close()
+        await self.server.stop(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for at most 5 seconds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_key_is_looked_up_once() -> None:
+    """Later and concurrent requests with one key cost no call."""
+    async with World() as world:
+        await asyncio.gather(*[world.cache.authenticate(KEY) for _ in range(20)])
+        assert (await world.cache.authenticate(KEY)).key_id == KEY_ID
+        assert world.cache.known(KEY) is not None
+        assert world.peer.calls == 1
+
+
+async def test_a_malformed_key_costs_no_call() -> None:
+    """The checksum is verified before anybody is asked."""
+    async with World() as world:
+        for wrong in ("", "sk-other", KEY[:-1] + ("0" if KEY[-1] != "0" else "1")):
+            with pytest.raises(NaruError) as raised:
+                await world.cache.authenticate(wrong)
+            assert raised.value.reason is Reason.INVALID_API_KEY
+        assert world.peer.calls == 0
+
+
+async def test_a_revoked_key_is_dropped_when_its_invalidation_comes() -> None:
+    """The stream ends a cached entry."""
+    async with World() as world:
+        await world.cache.authenticate(KEY)
+        world.peer.revoke()
+        await until(lambda: world.cache.known(KEY) is None)
+        with pytest.raises(NaruError):
+            await world.cache.authenticate(KEY)
+
+
+async def test_an_answer_older_than_an_invalidation_is_not_kept() -> None:
+    """Answered before the revocation, received after it: the race that would keep a revoked key alive."""
+    async with World() as world:
+        world.peer.answer.clear()
+        lookup = asyncio.create_task(world.cache.authenticate(KEY))
+        await until(lambda: world.peer.calls == 1)
+        world.peer.revoke()
+        await until(lambda: world.cache._invalidated.get(KEY_ID) == 1)
+        world.peer.answer.set()
+        with pytest.raises(NaruError):
+            await lookup
+        assert world.cache.known(KEY) is None
+
+
+async def test_an_expired_key_is_not_used_from_the_cache() -> None:
+    """The expiry that came with the answer is kept without asking again."""
+    async with World() as world:
+        world.peer.expire_time = world.clock.time() + 60
+        await world.cache.authenticate(KEY)
+        world.clock.advance(61)
+        assert world.cache.known(KEY) is None
+
+
+async def test_another_epoch_clears_the_cache() -> None:
+    """When the numbering begins anew nothing that was known counts."""
+    async with World() as world:
+        await world.cache.authenticate(KEY)
+        world.peer.messages.put_nowait(auth_service_pb2.WatchInvalidationsResponse(sequence=0, epoch="two"))
+        await until(lambda: world.cache.known(KEY) is None)
+
+
+async def test_known_principals_go_on_for_a_while_when_authsvc_is_away() -> None:
+    """Up to a minute for those who are known; never for anybody else."""
+    async with World() as world:
+        await world.cache.authenticate(KEY)
+        await world.server.stop(0)
+        await until(lambda: not world.cache.watching)
+        assert world.cache.known(KEY) is not None
+        world.clock.advance(30)
+        assert world.cache.known(KEY) is None
+        assert (await world.cache.authenticate(KEY)).key_id == KEY_ID
+        with pytest.raises(NaruError) as raised:
+            await world.cache.authenticate(api_key.generate(os.urandom))
+        assert raised.value.reason is Reason.SERVICE_UNAVAILABLE
+        world.clock.advance(31)
+        with pytest.raises(NaruError) as raised:
+            await world.cache.authenticate(KEY)
+        assert raised.value.reason is Reason.SERVICE_UNAVAILABLE
+
+
+async def test_a_key_bound_to_a_network_is_refused_elsewhere() -> None:
+    """The address is checked on every use, cached or not."""
+    async with World() as world:
+        world.peer.scopes = Scopes(source_cidrs=("10.0.0.0/8",))
+        assert (await world.cache.authenticate(KEY, "10.1.2.3")).key_id == KEY_ID
+        for address in ("192.168.1.1", "", "nonsense"):
+            with pytest.raises(NaruError) as raised:
+                await world.cache.authenticate(KEY, address)
+            assert raised.value.reason is Reason.PERMISSION_DENIED
