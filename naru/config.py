@@ -69,7 +69,8 @@ def variable(config_class: type[ServiceConfig], field: dataclasses.Field[Any]) -
 def load(config_class: type[Config], environ: Mapping[str, str], path: Path | None = None) -> Config:
     """Reads the configuration; variables win over the file. Raises ConfigError.
 
-    The file has a table for each service, and shared fields in the table `naru`.
+    The file has a table for each service, and shared fields in the table `naru`. A secret can also be named by a file that
+    holds it: `NARU_..._FILE`.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     hints = typing.get_type_hints(config_class)
@@ -78,8 +79,14 @@ def load(config_class: type[Config], environ: Mapping[str, str], path: Path | No
         values[name] = _convert(hints[name], raw, f"{path}: {name}")
     by_variable = {variable(config_class, field): name for name, field in fields.items()}
     others = tuple(f"NARU_{service.upper()}_" for service in SERVICES if service != config_class.SERVICE)
+    by_file_variable = {f"{name}_FILE": name for name, field in by_variable.items() if fields[field].metadata["secret"]}
     for name, raw_text in environ.items():
-        if name in by_variable:
+        if name in by_file_variable:
+            plain = by_file_variable[name]
+            if plain in environ:
+                raise ConfigError(f"{plain} and {name} are both set; set one")
+            values[by_variable[plain]] = _convert(hints[by_variable[plain]], _secret(name, raw_text), name)
+        elif name in by_variable:
             values[by_variable[name]] = _convert(hints[by_variable[name]], raw_text, name)
         elif name.startswith("NARU_") and not name.startswith(others):
             known = ", ".join(sorted(by_variable))
@@ -88,6 +95,13 @@ def load(config_class: type[Config], environ: Mapping[str, str], path: Path | No
         return config_class(**values)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _secret(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from error
 
 
 def describe(config: ServiceConfig) -> dict[str, str]:

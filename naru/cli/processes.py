@@ -7,10 +7,12 @@ its session, and is ended before the service starts again. A service whose super
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -44,18 +46,20 @@ def _die_with_parent() -> None:
 
 
 def end_session(session: int) -> list[int]:
-    """Kills every process of `session` and reaps those that are ours; returns the ids of those it found."""
+    """Kills every process of `session`, reaps those that are ours, and returns the ids of those it found.
+
+    Returns once they are gone; a process that the kernel cannot end within 5 seconds is left.
+    """
     found = session_members(session)
     for process_id in found:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process_id, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    deadline = time.monotonic() + 5
     for process_id in found:
-        try:
+        with contextlib.suppress(ChildProcessError):  # not ours: whoever started it reaps it
             os.waitpid(process_id, 0)
-        except ChildProcessError:
-            continue  # not ours: whoever started it reaps it
+    while session_members(session) and time.monotonic() < deadline:
+        time.sleep(0.01)
     return found
 
 

@@ -63,6 +63,17 @@ def test_a_file_is_checked_too(tmp_path: Path, text: str) -> None:
         load(Example, {}, path)
 
 
+def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
+    """`..._FILE` names a file; both at once, or a missing file, is an error."""
+    path = tmp_path / "password"
+    path.write_text("hunter2\n")
+    assert load(Example, {"NARU_EDGE_PASSWORD_FILE": str(path)}).password == "hunter2"
+    with pytest.raises(ConfigError, match="both set"):
+        load(Example, {"NARU_EDGE_PASSWORD_FILE": str(path), "NARU_EDGE_PASSWORD": "x"})
+    with pytest.raises(ConfigError, match="NARU_EDGE_PASSWORD_FILE"):
+        load(Example, {"NARU_EDGE_PASSWORD_FILE": str(tmp_path / "missing")})
+
+
 def test_secrets_are_not_shown() -> None:
     """The description that goes to the log hides them."""
     shown = describe(load(Example, {"NARU_EDGE_PASSWORD": "hunter2"}))

@@ -1,0 +1,83 @@
+"""Writes docs/configuration.md from the services' configuration classes: `python -m naru.cli.configuration_docs`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+from naru.config import ServiceConfig, variable
+
+_HEAD = """# Configuration
+
+Every setting is an environment variable, or a field in a TOML file given by `--config`: `[edge]`, `[authsvc]`,
+`[accounting]`, `[inference]` for a service's own, `[naru]` for the shared ones, the name in lower case without its prefix.
+Variables win. An unknown name is an error. A secret can also be named by a file that holds it, with `_FILE` after its name.
+This page is written by `make configuration-docs`.
+
+`make up` takes all of these from its own environment, and chooses ports, databases and secrets itself where they are not
+set. It also knows `NARU_UP_STATE` (folder of its state, default `.naru`), `NARU_UP_REDIS_PORT` (default 50064) and, when
+installing, `NARU_UP_ENGINE` (`cpu` or `cuda`).
+"""
+_TIERS = """
+## Tiers
+
+`NARU_ACCOUNTING_TIERS_FILE` names a TOML file with a table for each tier; a limit that is left out does not apply:
+
+```toml
+[free]
+requests_per_minute = 10
+requests_per_hour = 100
+concurrency = 4
+```
+"""
+
+
+def render() -> str:
+    """The page."""
+    parts = [_HEAD]
+    shared: dict[str, str] = {}
+    for service in ("edge", "authsvc", "accounting", "inference"):
+        module = importlib.import_module(f"{service}.config")
+        (kind,) = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, ServiceConfig) and value is not ServiceConfig
+        ]
+        rows = []
+        for field in dataclasses.fields(kind):
+            row = _row(kind, field)
+            if field.metadata["shared"]:
+                shared[field.name] = row
+            else:
+                rows.append(row)
+        parts.append(_table(service, rows))
+    parts.insert(1, _table("Shared", list(shared.values())))
+    return "".join([*parts, _TIERS])
+
+
+def _table(title: str, rows: list[str]) -> str:
+    return "\n".join([f"\n## {title}\n", "| variable | default | what it is |", "| --- | --- | --- |", *rows, ""])
+
+
+def _row(kind: type[ServiceConfig], field: dataclasses.Field[object]) -> str:
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    shown = f"`{default}`" if str(default) not in ("", "None") else ""
+    secret = " Secret." if field.metadata["secret"] else ""
+    return f"| `{variable(kind, field)}` | {shown} | {field.metadata['documentation']}{secret} |"
+
+
+def main() -> int:
+    """Writes the page, or with --check says whether it is what the code says."""
+    page = Path("docs/configuration.md")
+    if "--check" in sys.argv:
+        current = page.exists() and page.read_text() == render()
+        print("docs/configuration.md is current" if current else "run make configuration-docs and commit")
+        return 0 if current else 1
+    page.write_text(render())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
