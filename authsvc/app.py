@@ -1,0 +1,141 @@
+"""Puts authsvc together, from the configuration to a server that is serving."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+from authsvc import migrations
+from authsvc.authentication import Authenticator
+from authsvc.config import AuthsvcConfig, read_database_url, read_peppers
+from authsvc.database import Database
+from authsvc.invalidations import InvalidationFeed
+from authsvc.keys import Peppers
+from authsvc.management import KeyManager
+from authsvc.servicer import ApiKeyServicer, AuthServicer
+from authsvc.store import KeyStore
+from naru.api.auth.v1 import api_key_service_pb2_grpc, auth_service_pb2_grpc
+from naru.clock import Clock, SystemClock
+from naru.config import ConfigError
+from naru.errors import NaruError, Reason
+from naru.identity import ServiceTokens
+from naru.ids import uuid7
+from naru.interceptors import CallerAuthenticator
+from naru.lifecycle import Lifecycle, Running
+from naru.logs import get_logger
+from naru.metrics import Metrics
+from naru.ops import OpsListener
+from naru.server import GrpcServer
+from naru.tracing import Tracing
+
+_RETRY_SECONDS = 0.5
+_log = get_logger(__name__)
+_Result = TypeVar("_Result")
+
+
+@asynccontextmanager
+async def running(config: AuthsvcConfig, lifecycle: Lifecycle, *, clock: Clock | None = None) -> AsyncIterator[Running]:
+    """Serves inside the block, and unwinds in reverse order after it.
+
+    Raises:
+        ConfigError: The configuration, the schema or the peppers do not fit.
+        OSError: A port is taken, or the database did not answer in time.
+    """
+    clock = clock or SystemClock()
+    peppers = read_peppers(config)
+    tokens = _service_tokens(config)
+    metrics = Metrics()
+    tracing = Tracing.from_environment(config.SERVICE)
+    async with AsyncExitStack() as stack:
+        stack.callback(tracing.close)
+        database = _database(config)
+        stack.push_async_callback(database.close)
+        store = KeyStore(database)
+        feed = InvalidationFeed(store, clock)
+        authenticator = Authenticator(store, peppers, clock)
+        manager = KeyManager(
+            store=store, feed=feed, peppers=peppers, clock=clock, random_bytes=os.urandom, new_id=uuid7
+        )
+        server = GrpcServer(
+            CallerAuthenticator(tokens, authenticator),
+            metrics=metrics,
+            tracing=tracing,
+            reflection_enabled=config.reflection,
+        )
+        server.add(
+            auth_service_pb2_grpc.add_AuthServiceServicer_to_server,
+            AuthServicer(authenticator, feed, manager),
+            "naru.api.auth.v1.AuthService",
+        )
+        server.add(
+            api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
+            ApiKeyServicer(manager),
+            "naru.api.auth.v1.ApiKeyService",
+        )
+        ops = OpsListener(metrics, lambda: server.serving and feed.reachable)
+        stack.push_async_callback(ops.close)
+        ops_port = await ops.start(config.ops_host, config.ops_port)
+
+        await _answering(config, lifecycle, lambda: _check_database(database, store, peppers))
+        stack.push_async_callback(lifecycle.background.close)
+        _ = lifecycle.background.start("invalidations", feed.run())
+        port = await server.start(config.host, config.port)
+        stack.push_async_callback(server.stop, config.shutdown_grace)
+        stack.callback(feed.close)  # before the server stops: watches would hold it up for the whole grace
+        await server.set_serving(True)
+        yield Running(port, ops_port)
+
+
+async def migrate(config: AuthsvcConfig) -> None:
+    """Brings the schema up to date. Raises ConfigError, or OSError when the database did not answer in time."""
+    async with AsyncExitStack() as stack:
+        database = _database(config)
+        stack.push_async_callback(database.close)
+        await _answering(config, Lifecycle(), lambda: migrations.upgrade(database))
+    _log.info("the schema is up to date")
+
+
+async def _check_database(database: Database, store: KeyStore, peppers: Peppers) -> None:
+    if not await migrations.is_current(database):
+        raise ConfigError("the database does not have the schema of this version: run `python -m authsvc migrate`")
+    missing = await store.pepper_versions() - peppers.versions
+    if missing:
+        versions = ", ".join(str(version) for version in sorted(missing))
+        raise ConfigError(f"NARU_AUTHSVC_PEPPER_FILES: keys in the database need the pepper of version {versions}")
+
+
+async def _answering(config: AuthsvcConfig, lifecycle: Lifecycle, action: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Does `action`, again and again while the database is away, for as long as the configuration allows."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + config.database_wait
+    while True:
+        try:
+            return await action()
+        except NaruError as error:
+            if error.reason is not Reason.SERVICE_UNAVAILABLE:
+                raise
+            if loop.time() >= give_up or lifecycle.stopping.is_set():
+                raise OSError("the database does not answer") from error
+            _log.warning("waiting for the database", error=repr(error.__cause__))
+        try:
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await lifecycle.stopping.wait()
+        except TimeoutError:
+            continue
+
+
+def _database(config: AuthsvcConfig) -> Database:
+    try:
+        return Database(read_database_url(config))
+    except ValueError as error:
+        raise ConfigError(f"NARU_AUTHSVC_DATABASE_URL: {error}") from error
+
+
+def _service_tokens(config: AuthsvcConfig) -> ServiceTokens:
+    try:
+        return ServiceTokens.read(config.service_tokens_dir)
+    except ValueError as error:
+        raise ConfigError(f"NARU_SERVICE_TOKENS_DIR: {error}") from error

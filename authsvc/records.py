@@ -1,0 +1,67 @@
+"""What authsvc keeps: plain values, free of SQL and of the wire. Every time is in seconds since the Unix epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from naru.identity import Role, Scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Who pays."""
+
+    workspace_id: str
+    name: str
+    tier: str
+    create_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key, without its secret. `tier` empty: the workspace's. Times None: never, and not."""
+
+    key_id: str
+    workspace_id: str
+    create_time: float
+    description: str = ""
+    user_id: str = ""
+    service_account: str = ""
+    role: Role = Role.USER
+    tier: str = ""
+    scopes: Scopes = field(default_factory=Scopes)
+    expire_time: float | None = None
+    revoke_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMark:
+    """What makes a request recognisable when it comes again: who sent it, the id they chose, a digest of its body."""
+
+    caller: str
+    request_id: str
+    body_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where the numbering of invalidations stands: `epoch` names the numbering, `sequence` is its last number."""
+
+    epoch: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """The key `key_id` is no longer what it was."""
+
+    sequence: int
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageStart:
+    """The last key of the page before, in the order newest first."""
+
+    create_time: float
+    key_id: str

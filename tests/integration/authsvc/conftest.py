@@ -1,0 +1,84 @@
+"""Databases with the schema in them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from authsvc import migrations
+from authsvc.app import migrate, running
+from authsvc.config import AuthsvcConfig
+from authsvc.database import Database
+from authsvc.store import KeyStore
+from naru.identity import ServiceName
+from naru.lifecycle import Lifecycle
+from naru.testing.clock import FakeClock
+from naru.testing.postgres_server import PostgresServer, postgres_cluster
+from tests.integration.authsvc.harness import AuthService, serving
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; each test takes a database of its own."""
+    with postgres_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/auth.db"
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    return postgres.new_database()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A database with the schema in it."""
+    database = Database(database_url)
+    try:
+        await migrations.upgrade(database)
+        yield database
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> KeyStore:
+    """A store without keys."""
+    return KeyStore(database)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """The service's clock."""
+    return FakeClock()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> AuthsvcConfig:
+    """A configuration with tokens of every service, a pepper, and a SQLite database without a schema."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    for name in ServiceName:
+        (secrets / f"service-token-{name}").write_text(f"{name}-" + "t" * 32)
+    (secrets / "pepper").write_text("p" * 32)
+    return AuthsvcConfig(
+        port=0,
+        database_url=f"sqlite+aiosqlite:///{tmp_path}/served.db",
+        database_wait=0.0,
+        pepper_files=(f"1:{secrets}/pepper",),
+        service_tokens_dir=secrets,
+        shutdown_grace=5.0,
+    )
+
+
+@pytest.fixture
+async def service(config: AuthsvcConfig, clock: FakeClock) -> AsyncIterator[AuthService]:
+    """A real authsvc on a free port."""
+    await migrate(config)
+    async with running(config, Lifecycle(), clock=clock) as up, serving(config, up) as service:
+        yield service
