@@ -1,0 +1,183 @@
+"""Capacity: reserved here for callers who have no edge to do it, and kept by leases for everybody while they run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+from inference.engine import EngineRequest, InputKind
+from inference.events import EventKey, GenerationOrder, UsageEvent
+from inference.metrics import InferenceMetrics
+from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, prompts, read_body
+from naru.errors import NaruError
+from naru.logs import Logger
+
+RENEW_INTERVAL = 20.0
+"""Seconds between renewals; a lease is 60."""
+
+_RENEW_RETRY = 2.0
+_RENEW_LIMIT = 4096
+_RELEASE_TRIES = 3
+_COMPLETION_DEFAULT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Leave to run a request; `output_token_cap` is per choice, None for no cap."""
+
+    output_token_cap: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request is likely to use: prompt tokens leaning upwards, and most output tokens; 0 for not known."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Accounting(Protocol):
+    """What inference asks of accounting. Each call raises NaruError when accounting cannot be asked."""
+
+    async def reserve(self, order: GenerationOrder, need: Need, revision: int, served_model: str) -> Grant | NaruError:
+        """Takes capacity, or says why not."""
+
+    async def release(self, key: EventKey) -> None:
+        """Gives back what a reservation holds, except its request count."""
+
+    async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
+        """Extends leases; says for each whether it goes on. At most 4,096."""
+
+    async def record_usage(self, events: Sequence[UsageEvent]) -> list[NaruError | None]:
+        """Reports events; says for each why it was refused for good, or None when accounting has it. At most 1,024."""
+
+
+class Reservations:
+    """Reserves for callers who come without an edge.
+
+    Args:
+        accounting: Who decides.
+        logger: Where a release that failed is told.
+    """
+
+    def __init__(self, accounting: Accounting, logger: Logger) -> None:
+        self._accounting = accounting
+        self._logger = logger
+
+    async def reserve(self, order: GenerationOrder, need: Need, revision: int, served_model: str) -> Grant | NaruError:
+        """Takes capacity, or says why not. Raises NaruError when accounting cannot be asked; it may have decided then."""
+        return await self._accounting.reserve(order, need, revision, served_model)
+
+    async def release(self, key: EventKey) -> None:
+        """Gives capacity back. Never fails: what cannot be released is given back when its lease ends."""
+        for attempt in range(_RELEASE_TRIES):
+            try:
+                await self._accounting.release(key)
+            except NaruError as error:
+                self._logger.warning("release failed", event_id=key.event_id, attempt=attempt, reason=error.reason)
+                await asyncio.sleep(0.1 * 4**attempt)
+            else:
+                return
+
+
+class Leases:
+    """Renews the leases of everything that runs.
+
+    Args:
+        accounting: Who keeps them.
+        logger: Where trouble is told.
+        metrics: Where lost leases are counted.
+        interval: Seconds between renewals.
+    """
+
+    def __init__(
+        self,
+        accounting: Accounting,
+        logger: Logger,
+        metrics: InferenceMetrics,
+        interval: float = RENEW_INTERVAL,
+    ) -> None:
+        self._accounting = accounting
+        self._logger = logger
+        self._metrics = metrics
+        self._interval = interval
+        self._running: dict[EventKey, None] = {}
+
+    def add(self, key: EventKey) -> None:
+        """A request runs from now on."""
+        self._running[key] = None
+
+    def remove(self, key: EventKey) -> None:
+        """A request is over."""
+        self._running.pop(key, None)
+
+    async def keep(self) -> None:
+        """Renews in batches. Runs for ever."""
+        while True:
+            await asyncio.sleep(self._interval)
+            await self._renew_until_done()
+
+    async def _renew_until_done(self) -> None:
+        while True:
+            if await self._renew_all():
+                return
+            await asyncio.sleep(min(_RENEW_RETRY, self._interval))
+
+    async def _renew_all(self) -> bool:
+        keys = iter(tuple(self._running))
+        try:
+            while batch := list(islice(keys, _RENEW_LIMIT)):
+                renewed = await self._accounting.renew(batch)
+                lost = [
+                    key for key, goes_on in zip(batch, renewed, strict=True) if not goes_on and key in self._running
+                ]
+                if lost:
+                    self._metrics.leases_lost.inc(len(lost))
+                    self._logger.warning(
+                        "leases not renewed", count=len(lost), event_ids=[k.event_id for k in lost[:10]]
+                    )
+        except NaruError as error:
+            self._logger.warning("leases could not be renewed", count=len(self._running), reason=error.reason)
+            return False
+        return True
+
+
+def choices_of_each_prompt(request: EngineRequest) -> int:
+    """How many choices are asked for each prompt. Raises NaruError when the request makes no sense."""
+    return choices_per_prompt(read_body(request))
+
+
+def estimate(request: EngineRequest) -> Need:
+    """What a request is likely to use, from its bytes and the limits it sets itself.
+
+    Raises NaruError naming the field when the request makes no sense.
+    """
+    body = read_body(request)
+    asked = asked_max_tokens(body, is_chat(request))
+    caps = [] if request.output_token_cap is None else [request.output_token_cap]
+    if asked is not None:
+        caps.append(asked[1])
+    elif not is_chat(request):
+        caps.append(_COMPLETION_DEFAULT)
+    choices = prompts(body) * choices_per_prompt(body)
+    return Need(_estimated_input(request), min(caps) * choices if caps else 0)
+
+
+def _estimated_input(request: EngineRequest) -> int:
+    match request.kind:
+        case InputKind.TOKEN_IDS:
+            return len(request.token_ids)
+        case InputKind.TEXT:
+            return _tokens_of(len(request.text.encode()))
+        case InputKind.CHAT:
+            return sum(_tokens_of(len(role) + len(text.encode())) for role, text in request.messages)
+        case InputKind.OPENAI_CHAT | InputKind.OPENAI_COMPLETION:
+            return _tokens_of(len(request.openai_json))
+
+
+def _tokens_of(size: int) -> int:
+    # Tokens of natural language are 3 to 5 bytes long, and chat templates add a few around each message.
+    return size // 3 + 16

@@ -1,0 +1,254 @@
+"""Wires the inference service together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from inference.admission import Leases, Reservations
+from inference.clients import AccountingClient
+from inference.config import InferenceConfig
+from inference.engine import Engine
+from inference.generations import Generations
+from inference.journal import Journal
+from inference.metrics import InferenceMetrics
+from inference.outbox import OutboxLimits
+from inference.servicer import InferenceServicer, ModelServicer
+from inference.session import Sessions
+from inference.shipper import Shipper
+from inference.tools import Tools
+from inference.watchdog import Watchdog
+from naru.api.inference.v1 import (
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+from naru.client import ServiceClient
+from naru.clock import SystemClock
+from naru.config import ConfigError
+from naru.credentials import CachedAuthenticator
+from naru.errors import unavailable
+from naru.identity import ServiceName, ServiceTokens
+from naru.ids import uuid7
+from naru.interceptors import CallerAuthenticator, internal_error
+from naru.lifecycle import Lifecycle, Running
+from naru.logs import get_logger
+from naru.metrics import Metrics
+from naru.ops import OpsListener
+from naru.server import GrpcServer
+from naru.tracing import Tracing
+
+_LAST_FRAMES_SECONDS = 5.0
+_ENGINE_SHUTDOWN_SECONDS = 10.0
+_LEAST_SHIPPING_SECONDS = 2.0
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    """What has to be stopped in order."""
+
+    engine: Engine
+    generations: Generations
+    sessions: Sessions
+    shipper: Shipper
+    server: GrpcServer
+
+
+@asynccontextmanager
+async def running(
+    config: InferenceConfig, lifecycle: Lifecycle, make_engine: Callable[[InferenceConfig], Engine] | None = None
+) -> AsyncIterator[Running]:
+    """The service, up inside the block.
+
+    `make_engine` makes the engine; by default the one that the configuration names. Raises ConfigError, OSError, or what
+    the engine raises when it cannot load.
+    """
+    metrics = Metrics()
+    own_metrics = InferenceMetrics(metrics)
+    servers: list[GrpcServer] = []
+    async with AsyncExitStack() as stack:
+        ops = OpsListener(metrics, ready=lambda: any(server.serving for server in servers))
+        ops_port = await ops.start(config.ops_host, config.ops_port)
+        stack.push_async_callback(ops.close)
+        tokens = _tokens(config)
+        engine = (make_engine or _make_engine)(config)
+        await _start_engine(engine, config, own_metrics, stack)
+        # gRPC and forking do not mix: everything of gRPC is made after the engine has made its processes.
+        service = await _assemble(
+            config=config,
+            lifecycle=lifecycle,
+            engine=engine,
+            tokens=tokens,
+            metrics=metrics,
+            own_metrics=own_metrics,
+            stack=stack,
+        )
+        servers.append(service.server)
+        port = await service.server.start(config.host, config.port)
+        stack.push_async_callback(_stop, service, config.shutdown_grace)
+        _ = lifecycle.background.start("watchdog", _watch(service, config))
+        await service.server.set_serving(True)
+        yield Running(port, ops_port)
+
+
+def _tokens(config: InferenceConfig) -> ServiceTokens:
+    try:
+        tokens = ServiceTokens.read(config.service_tokens_dir)
+        tokens.of(ServiceName.INFERENCE)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return tokens
+
+
+async def _start_engine(
+    engine: Engine, config: InferenceConfig, metrics: InferenceMetrics, stack: AsyncExitStack
+) -> None:
+    metrics.engine_info.labels(config.engine).set(1)
+    if config.engine == "simulated":
+        _log.warning("the simulated engine answers: its texts mean nothing")
+    stack.push_async_callback(engine.shutdown, _ENGINE_SHUTDOWN_SECONDS)
+    await engine.start()
+
+
+def _make_engine(config: InferenceConfig) -> Engine:
+    # Heavy modules: only the engine that is wanted is imported.
+    logger: Any = get_logger("inference.engine")
+    if config.engine == "simulated":
+        from inference.simulated_engine import SimulatedEngine, SimulatedEngineConfig
+
+        behaviour = SimulatedEngineConfig(
+            served_name=config.served_name(),
+            tokens_per_second=config.simulated_tokens_per_second,
+            prefill_seconds=config.simulated_prefill_seconds,
+            context_tokens=config.simulated_context_tokens,
+            answer_tokens=config.simulated_answer_tokens,
+            die_after_tokens=config.simulated_die_after_tokens,
+            hang_after_tokens=config.simulated_hang_after_tokens,
+        )
+        return SimulatedEngine(behaviour, logger)
+    from inference.vllm_engine import VllmEngine
+    from inference.vllm_settings import VllmEngineConfig
+
+    settings = VllmEngineConfig(config.model, config.served_name(), config.engine_arguments())
+    return VllmEngine(settings, environ=os.environ, new_id=uuid7, logger=logger)
+
+
+async def _assemble(
+    *,
+    config: InferenceConfig,
+    lifecycle: Lifecycle,
+    engine: Engine,
+    tokens: ServiceTokens,
+    metrics: Metrics,
+    own_metrics: InferenceMetrics,
+    stack: AsyncExitStack,
+) -> _Service:
+    clock = SystemClock()
+    tracing = Tracing.from_environment("inference")
+    stack.callback(tracing.close)
+    token = tokens.of(ServiceName.INFERENCE)
+    authsvc = ServiceClient(config.authsvc_address, name="authsvc", service_token=token, tracing=tracing)
+    stack.push_async_callback(authsvc.close)
+    accounting_channel = ServiceClient(
+        config.accounting_address, name="accounting", service_token=token, tracing=tracing
+    )
+    stack.push_async_callback(accounting_channel.close)
+    accounting = AccountingClient(accounting_channel)
+    # After the engine has made its processes, so that none of them can inherit the lock on the journal.
+    journal = _open_journal(config, own_metrics)
+    stack.callback(journal.close)
+    stack.push_async_callback(lifecycle.background.close)
+    leases = Leases(accounting, _log, own_metrics)
+    shipper = Shipper(journal, accounting, _log)
+    authenticator = CachedAuthenticator(authsvc, clock, stale_max=config.auth_stale_max)
+    generations = Generations(
+        Tools(
+            engine=engine,
+            journal=journal,
+            leases=leases,
+            reservations=Reservations(accounting, _log),
+            clock=clock,
+            logger=_log,
+            metrics=own_metrics,
+            start_span=tracing.start_span,
+            internal_error=internal_error,
+            replica=config.replica_id or f"{socket.gethostname()}-{config.port or os.getpid()}",
+            epoch=uuid7(),
+        )
+    )
+    limits = OutboxLimits(buffer_bytes=config.session_buffer_bytes, stall_seconds=config.session_stall_seconds)
+    sessions = Sessions(generations, own_metrics, limits)
+    server = GrpcServer(
+        CallerAuthenticator(tokens, authenticator),
+        metrics=metrics,
+        tracing=tracing,
+        clock=clock,
+        reflection_enabled=config.reflection,
+    )
+    _add_servicers(server, engine, generations, sessions)
+    for name, work in (
+        ("journal", journal.keep_synced()),
+        ("shipper", shipper.run()),
+        ("leases", leases.keep()),
+        ("invalidations", authenticator.watch()),
+    ):
+        _ = lifecycle.background.start(name, work)
+    return _Service(engine, generations, sessions, shipper, server)
+
+
+def _add_servicers(server: GrpcServer, engine: Engine, generations: Generations, sessions: Sessions) -> None:
+    def load() -> inference_service_pb2.Load:
+        return inference_service_pb2.Load(requests=engine.unfinished_requests(), draining=generations.draining)
+
+    server.add(
+        inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
+        InferenceServicer(sessions, load),
+        inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    )
+    server.add(
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server,
+        ModelServicer(engine.models),
+        model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    )
+
+
+def _open_journal(config: InferenceConfig, metrics: InferenceMetrics) -> Journal:
+    try:
+        return Journal(config.journal_dir, _log, metrics, config.journal_segment_bytes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+async def _watch(service: _Service, config: InferenceConfig) -> None:
+    watchdog = Watchdog(
+        service.engine,
+        _log,
+        probe_seconds=config.engine_probe_seconds,
+        probe_timeout=config.engine_probe_timeout,
+    )
+    death = await watchdog.wait_for_death()
+    await service.server.set_serving(False)
+    service.generations.refuse_new()
+    # The engine's own last words come first; those it does not reach are failed for it.
+    await service.generations.wait_idle(1.0)
+    service.generations.fail_all(unavailable("inference", "The engine died before the request was finished."))
+    raise death
+
+
+async def _stop(service: _Service, grace: float) -> None:
+    """Stops without losing anything: refuse, finish or abort what runs, tell it, ship it."""
+    ends = asyncio.get_running_loop().time() + grace
+    await service.server.set_serving(False)
+    service.generations.refuse_new()
+    service.sessions.announce()
+    await service.generations.drain(grace)
+    service.sessions.end_when_idle()
+    await service.server.stop(_LAST_FRAMES_SECONDS)
+    await service.shipper.drain(max(ends - asyncio.get_running_loop().time(), _LEAST_SHIPPING_SECONDS))

@@ -1,0 +1,72 @@
+"""Accounting, as inference sees it, over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from inference import convert
+from inference.admission import Grant, Need
+from inference.events import EventKey, GenerationOrder, UsageEvent
+from naru.api.accounting.v1 import (
+    quota_service_pb2,
+    quota_service_pb2_grpc,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
+)
+from naru.client import ServiceClient
+from naru.convert import error_from_proto
+from naru.errors import NaruError, Reason
+
+_DECIDE_SECONDS = 2.0
+_RECORD_SECONDS = 10.0
+Result = TypeVar("Result")
+
+
+class AccountingClient:
+    """Calls QuotaService and UsageService.
+
+    Args:
+        client: A client of accounting with inference's service token.
+    """
+
+    def __init__(self, client: ServiceClient) -> None:
+        self._client = client
+        self._quota = quota_service_pb2_grpc.QuotaServiceStub(client.channel)
+        self._usage = usage_service_pb2_grpc.UsageServiceStub(client.channel)
+
+    async def reserve(self, order: GenerationOrder, need: Need, revision: int, served_model: str) -> Grant | NaruError:
+        """Takes capacity, or says why not."""
+        request = quota_service_pb2.ReserveRequest(
+            items=[convert.reservation_to_proto(order, need, revision, served_model)]
+        )
+        response = await self._client.call(self._quota.Reserve, request, timeout=_DECIDE_SECONDS)
+        (result,) = _one_each(response.results, 1)
+        if result.HasField("refusal"):
+            return error_from_proto(result.refusal)
+        cap = result.grant.output_token_cap if result.grant.HasField("output_token_cap") else None
+        return Grant(cap)
+
+    async def release(self, key: EventKey) -> None:
+        """Gives back what a reservation holds, except its request count."""
+        request = quota_service_pb2.ReleaseRequest(items=[convert.key_to_proto(key)])
+        await self._client.call(self._quota.Release, request, timeout=_DECIDE_SECONDS)
+
+    async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
+        """Extends leases; says for each whether it goes on."""
+        request = quota_service_pb2.RenewRequest(items=[convert.key_to_proto(key) for key in keys])
+        response = await self._client.call(self._quota.Renew, request, timeout=_RECORD_SECONDS)
+        return [result.renewed for result in _one_each(response.results, len(keys))]
+
+    async def record_usage(self, events: Sequence[UsageEvent]) -> list[NaruError | None]:
+        """Reports events; says for each why it was refused for good, or None when accounting has it."""
+        request = usage_service_pb2.RecordUsageRequest(events=[convert.usage_event_to_proto(event) for event in events])
+        response = await self._client.call(self._usage.RecordUsage, request, timeout=_RECORD_SECONDS)
+        return [convert.refusal_from_proto(result) for result in _one_each(response.results, len(events))]
+
+
+def _one_each(results: Sequence[Result], count: int) -> Sequence[Result]:
+    """The results, of which there must be one for each item asked."""
+    if len(results) != count:
+        raise NaruError(Reason.INTERNAL, f"The accounting service answered {len(results)} of {count} items.")
+    return results

@@ -1,0 +1,171 @@
+"""What the inference service asks of an engine. Three engines keep this promise: vLLM, and the simulated one.
+
+An engine works on prepared choices: `prepare` renders and validates a request without touching the engine, `submit` hands
+its choices over, and the engine then calls `sink` on the event loop, for every step in which a choice gained something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class InputKind(StrEnum):
+    """What a request is made of."""
+
+    OPENAI_CHAT = "openai_chat"
+    OPENAI_COMPLETION = "openai_completion"
+    CHAT = "chat"
+    TEXT = "text"
+    TOKEN_IDS = "token_ids"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to generate, for requests that are not OpenAI JSON; None takes the model's default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    n: int = 1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request as it came in. Exactly the fields of its `kind` are set."""
+
+    kind: InputKind
+    model: str
+    stream: bool
+    output_token_cap: int | None = None
+    openai_json: bytes = b""
+    messages: tuple[tuple[str, str], ...] = ()
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    cache_salt: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A rendered, tokenised and validated request; nothing of it is in the engine yet.
+
+    Attributes:
+        prompt_tokens: Tokens of all prompts, each counted once.
+        choices: Number of choices over all prompts: prompt number times n plus the choice's number is a choice's index.
+        payload: What the engine needs to submit it; nobody else looks inside.
+    """
+
+    prompt_tokens: int
+    choices: int
+    payload: object
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCandidate:
+    """A token the model could have generated; see `naru.api.inference.v1.TokenCandidate`."""
+
+    token: str
+    logprob: float
+    token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a generated token was."""
+
+    chosen: TokenCandidate
+    top: tuple[TokenCandidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceOutput:
+    """What one choice gained in one engine step.
+
+    Attributes:
+        choice_index: Which choice.
+        text: New text, may be empty.
+        completion_tokens: Tokens generated for this choice so far.
+        finish_reason: "stop", "length", "abort" or "error"; empty while it goes on.
+        cached_prompt_tokens: Prompt tokens that came from the prefix cache, so far as known.
+        error: Set when the engine failed; then nothing more comes for any choice of the request.
+    """
+
+    choice_index: int
+    text: str
+    completion_tokens: int
+    finish_reason: str = ""
+    stop_text: str = ""
+    stop_token_id: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    token_ids: Sequence[int] = ()
+    cached_prompt_tokens: int = 0
+    error: Exception | None = None
+
+
+Sink = Callable[[ChoiceOutput], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that can be asked for by name."""
+
+    name: str
+    owned_by: str
+    context_tokens: int
+    create_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """What the engine itself counted since it started, warm-up excluded. Compared with what was billed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    requests: int
+
+
+class EngineHandle(Protocol):
+    """A submitted request."""
+
+    async def cancel(self) -> None:
+        """Stops all choices. The sink then gets a last output with `finish_reason="abort"` for each open choice."""
+
+
+class Engine(Protocol):
+    """An inference engine in this process."""
+
+    async def start(self) -> None:
+        """Loads the model and runs one warm-up request. Blocks the loop while it loads. Raises on failure."""
+
+    async def prepare(self, request: EngineRequest) -> PreparedRequest:
+        """Renders, tokenises and validates. Raises NaruError naming the field that is wrong."""
+
+    async def submit(self, prepared: PreparedRequest, sink: Sink) -> EngineHandle:
+        """Hands the choices to the engine. Raises NaruError when it takes none; then `sink` is never called."""
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """What it serves; the first is the base model."""
+
+    def counters(self) -> EngineCounters:
+        """What it has worked so far."""
+
+    def unfinished_requests(self) -> int:
+        """Choices in the engine, running and waiting."""
+
+    def healthy(self) -> bool:
+        """False once it has died; it never comes back in this process."""
+
+    async def responsive(self, timeout: float) -> bool:
+        """Whether the engine answers within `timeout` seconds; a hung engine does not."""
+
+    async def shutdown(self, timeout: float) -> None:
+        """Ends the engine and its processes within about `timeout` seconds."""

@@ -1,0 +1,137 @@
+"""What goes into a generation and what comes out of it, free of transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+from inference.engine import ChoiceOutput, EngineRequest
+from naru.errors import NaruError
+from naru.identity import Principal
+from naru.usage import Usage
+
+MAX_TIMEOUT = 3600.0
+"""Hard lifetime of a request, in seconds; accounting closes its reservation after it."""
+
+
+class EventKey(NamedTuple):
+    """Names one attempt of one request."""
+
+    event_id: str
+    attempt: int
+
+
+class Outcome(StrEnum):
+    """How a generation ended, as `naru.api.accounting.v1.Outcome` documents it."""
+
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+class Evidence(IntEnum):
+    """How good a usage event is, as `naru.api.accounting.v1.Evidence` ranks it."""
+
+    ACCEPTED = 1
+    FINAL = 3
+
+
+class Accuracy(StrEnum):
+    """How exact the figures of a usage event are, as `naru.api.accounting.v1.Accuracy` documents it."""
+
+    EXACT = "exact"
+    ESTIMATED = "estimated"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    """What one attempt used, as `naru.api.accounting.v1.UsageEvent` documents it. Times are seconds since the epoch."""
+
+    event_id: str
+    attempt: int
+    evidence: Evidence
+    accuracy: Accuracy
+    principal: Principal
+    requested_model: str
+    served_model: str
+    endpoint: str
+    usage: Usage
+    outcome: Outcome
+    accept_time: float
+    end_time: float | None
+    request_id: str
+    replica: str
+    epoch: str
+
+    @property
+    def key(self) -> EventKey:
+        """The attempt it is about."""
+        return EventKey(self.event_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOrder:
+    """One request, converted and attributed.
+
+    Attributes:
+        request: What the engine is asked; its `model` is the served model, or empty for the base model.
+        principal: Who pays.
+        endpoint: Such as "/v1/chat/completions".
+        requested_model: The model as the caller named it; empty for the same as the served one.
+        timeout: Seconds from now; at most `MAX_TIMEOUT`.
+        reserved_prompt_tokens: What the edge has reserved. None: nobody reserved, inference does it.
+    """
+
+    event_id: str
+    attempt: int
+    request_id: str
+    request: EngineRequest
+    principal: Principal
+    endpoint: str
+    requested_model: str = ""
+    timeout: float = MAX_TIMEOUT
+    traceparent: str = ""
+    reserved_prompt_tokens: int | None = None
+
+    @property
+    def key(self) -> EventKey:
+        """The attempt it is."""
+        return EventKey(self.event_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The engine has the request; `accept_time` is in seconds since the epoch."""
+
+    event_id: str
+    request_id: str
+    model: str
+    prompt_tokens: int
+    choices: int
+    accept_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request was not taken. `prompt_tokens` is set when more than was reserved is needed: exactly these."""
+
+    error: NaruError
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a request that was accepted."""
+
+    outcome: Outcome
+    usage: Usage
+    error: NaruError | None = None
+
+
+Event = Accepted | Refused | ChoiceOutput | Finished
+"""In this order: Refused alone, or Accepted, any number of outputs of choices, Finished."""
+
+Listener = Callable[[Event], None]
+"""Is called on the event loop, and must not block it."""

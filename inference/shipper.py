@@ -1,0 +1,99 @@
+"""Brings usage events from the journal to accounting, for as long as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from inference.admission import Accounting
+from inference.events import EventKey, UsageEvent
+from inference.journal import Journal
+from naru.errors import NaruError, Reason
+from naru.logs import Logger
+
+BATCH_LIMIT = 1024
+"""Most events of one call."""
+
+GATHER_SECONDS = 0.05
+"""How long events are gathered into one call after the first of them came."""
+
+_FIRST_WAIT = 0.1
+_LONGEST_WAIT = 5.0
+
+
+class Shipper:
+    """Ships the journal, oldest events first.
+
+    Args:
+        journal: What to ship.
+        accounting: Where to.
+        logger: Where trouble is told.
+    """
+
+    def __init__(self, journal: Journal, accounting: Accounting, logger: Logger) -> None:
+        self._journal = journal
+        self._accounting = accounting
+        self._logger = logger
+        self._limit = BATCH_LIMIT
+        self._turn = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Ships what comes, within 100 ms while accounting is there. Runs for ever."""
+        wait = _FIRST_WAIT
+        while True:
+            await self._journal.wait_unshipped()
+            await asyncio.sleep(GATHER_SECONDS)
+            if await self._ship():
+                wait = _FIRST_WAIT
+            else:
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+
+    async def drain(self, grace: float) -> bool:
+        """Ships what is left, trying for `grace` seconds; says whether all of it got there. The rest stays journalled."""
+        try:
+            async with asyncio.timeout(grace):
+                while self._journal.backlog:
+                    if not await self._ship():
+                        await asyncio.sleep(_FIRST_WAIT)
+        except TimeoutError:
+            self._logger.warning("journal not shipped", events=self._journal.backlog)
+        return self._journal.backlog == 0
+
+    async def _ship(self) -> bool:
+        async with self._turn:
+            events = self._journal.unshipped(self._limit)
+            if not events:
+                return True
+            try:
+                answers = await self._accounting.record_usage(events)
+            except NaruError as error:
+                return self._failed(events, error)
+            self._settle(events, answers)
+            self._limit = BATCH_LIMIT
+            return True
+
+    def _settle(self, events: Sequence[UsageEvent], answers: Sequence[NaruError | None]) -> None:
+        settled: list[EventKey] = []
+        for event, refusal in zip(events, answers, strict=True):
+            if refusal is None or self._put_aside(event, refusal):
+                settled.append(event.key)
+        self._journal.acknowledge(settled)
+
+    def _failed(self, events: Sequence[UsageEvent], error: NaruError) -> bool:
+        self._logger.warning("usage not shipped", events=len(events), reason=error.reason)
+        if error.reason is Reason.INVALID_ARGUMENT:
+            # One event may spoil the whole call: halve it until that one is alone, so that the others get through.
+            if len(events) == 1:
+                self._settle(events, [error])
+                return True
+            self._limit = len(events) // 2
+        return False
+
+    def _put_aside(self, event: UsageEvent, refusal: NaruError) -> bool:
+        try:
+            self._journal.quarantine(event, refusal)
+        except OSError:
+            self._logger.exception("usage event not quarantined", event_id=event.event_id)
+            return False
+        return True

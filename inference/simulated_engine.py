@@ -1,0 +1,382 @@
+"""An engine that loads nothing and generates at a set rate: for measuring what is around an engine, and for breaking it.
+
+It is deterministic, it says of itself that it is simulated, and it is never chosen by default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from inference.engine import (
+    ChoiceOutput,
+    EngineCounters,
+    EngineHandle,
+    EngineRequest,
+    PreparedRequest,
+    ServedModel,
+    Sink,
+    TokenCandidate,
+    TokenLogprob,
+)
+from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, not_supported, read_body, too_long
+from inference.simulated_text import WORDS, count_messages, count_text, cut_at_stop, message_text, words
+from naru.errors import invalid_argument, unavailable
+from naru.logs import Logger
+
+_COMPLETION_TOKENS = 16
+_MOST_LOGPROBS = 20
+_SHORTEST_STEP = 0.001
+_UNSUPPORTED = (
+    "tools",
+    "response_format",
+    "structured_outputs",
+    "echo",
+    "prompt_logprobs",
+    "suffix",
+    "use_beam_search",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedEngineConfig:
+    """How it behaves.
+
+    Attributes:
+        served_name: The name that requests ask for.
+        tokens_per_second: Per choice, however many there are.
+        prefill_seconds: From being submitted to the first token.
+        load_seconds: How long `start` takes.
+        context_tokens: Most tokens of prompt and output together.
+        answer_tokens: Where an answer ends by itself, unless `ignore_eos` is asked for.
+        die_after_tokens: It dies after generating so many tokens over all requests; None for never.
+        hang_after_tokens: It generates no more and does not answer after so many; None for never.
+    """
+
+    served_name: str = "simulated"
+    tokens_per_second: float = 50.0
+    prefill_seconds: float = 0.02
+    load_seconds: float = 0.0
+    context_tokens: int = 8192
+    answer_tokens: int = 64
+    die_after_tokens: int | None = None
+    hang_after_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice before it is generated.
+
+    Attributes:
+        tokens: Id and text of every token that will be generated.
+        finish_reason: How it ends.
+        text_length: Characters of its text; fewer than the tokens have when a stop text cuts them.
+    """
+
+    tokens: tuple[tuple[int, str], ...]
+    finish_reason: str
+    text_length: int
+    stop_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedPayload:
+    """What `submit` needs of a prepared request."""
+
+    answers: tuple[Answer, ...]
+    prompt_tokens: int
+    stream: bool
+    top_logprobs: int | None
+    token_ids: bool
+
+
+@dataclass(slots=True)
+class Running:
+    """A choice in the engine: how much of its answer was generated, and how much of that was told."""
+
+    index: int
+    answer: Answer
+    payload: SimulatedPayload
+    sink: Sink
+    begin: float
+    generated: int = 0
+    told: int = 0
+    told_text: int = 0
+
+
+@dataclass(slots=True)
+class SimulatedHandle:
+    """A submitted request."""
+
+    engine: SimulatedEngine
+    choices: list[Running] = field(default_factory=list)
+
+    async def cancel(self) -> None:
+        """See `EngineHandle.cancel`."""
+        self.engine.abort(self.choices)
+
+
+class SimulatedEngine:
+    """Keeps the promise of `inference.engine.Engine` without a model; see the module.
+
+    Args:
+        config: How it behaves.
+        logger: Where it reports.
+    """
+
+    def __init__(self, config: SimulatedEngineConfig, logger: Logger) -> None:
+        self._config = config
+        self._logger = logger
+        self._step_seconds = max(_SHORTEST_STEP, 1 / config.tokens_per_second)
+        self._tokens_per_step = max(1, round(config.tokens_per_second * self._step_seconds))
+        self._running: dict[int, Running] = {}
+        self._work = asyncio.Event()
+        self._stepper: asyncio.Task[None] | None = None
+        self._models: tuple[ServedModel, ...] = ()
+        self._dead = False
+        self._counters = EngineCounters(0, 0, 0)
+
+    async def start(self) -> None:
+        """See `Engine.start`."""
+        await asyncio.sleep(self._config.load_seconds)
+        self._models = (
+            ServedModel(self._config.served_name, "simulated", self._config.context_tokens, create_time=time.time()),
+        )
+        self._stepper = asyncio.get_running_loop().create_task(self._step_forever())
+
+    async def prepare(self, request: EngineRequest) -> PreparedRequest:
+        """See `Engine.prepare`."""
+        self._require_alive()
+        body = read_body(request)
+        for name in _UNSUPPORTED:
+            if body.get(name):
+                raise not_supported(name, f"The simulated engine does not support `{name}`.")
+        chat = is_chat(request)
+        prompts = [body["messages"]] if chat else _prompts(body["prompt"])
+        answers: list[Answer] = []
+        prompt_tokens = 0
+        for prompt in prompts:
+            length = _count(prompt, chat)
+            prompt_tokens += length
+            for number in range(choices_per_prompt(body)):
+                cap = request.output_token_cap
+                answers.append(self._answer(body, chat, prompt, prompt_tokens=length, number=number, cap=cap))
+        payload = SimulatedPayload(
+            answers=tuple(answers),
+            prompt_tokens=prompt_tokens,
+            stream=request.stream,
+            top_logprobs=_top_logprobs(body, chat),
+            token_ids=bool(body.get("return_token_ids")),
+        )
+        return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(answers), payload=payload)
+
+    async def submit(self, prepared: PreparedRequest, sink: Sink) -> EngineHandle:
+        """See `Engine.submit`."""
+        self._require_alive()
+        payload = prepared.payload
+        if not isinstance(payload, SimulatedPayload):
+            raise TypeError("The request was prepared by another engine.")
+        begin = asyncio.get_running_loop().time() + self._config.prefill_seconds
+        handle = SimulatedHandle(self)
+        for index, answer in enumerate(payload.answers):
+            choice = Running(index, answer, payload, sink, begin)
+            handle.choices.append(choice)
+            self._running[id(choice)] = choice
+        self._count(payload.prompt_tokens, 0, 1)
+        self._work.set()
+        return handle
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """See `Engine.models`. Empty before `start`."""
+        return self._models
+
+    def counters(self) -> EngineCounters:
+        """See `Engine.counters`."""
+        return self._counters
+
+    def unfinished_requests(self) -> int:
+        """See `Engine.unfinished_requests`."""
+        return len(self._running)
+
+    def healthy(self) -> bool:
+        """See `Engine.healthy`. False before `start` and after `shutdown` too."""
+        return self._stepper is not None and not self._dead
+
+    async def responsive(self, timeout: float) -> bool:
+        """See `Engine.responsive`."""
+        if self._hangs():
+            await asyncio.sleep(timeout)
+            return False
+        return self.healthy()
+
+    async def shutdown(self, timeout: float) -> None:
+        """See `Engine.shutdown`. What still runs ends with an error. Takes no time."""
+        stepper, self._stepper = self._stepper, None
+        if stepper is not None:
+            stepper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await stepper
+        self._die()
+
+    def abort(self, choices: list[Running]) -> None:
+        """Ends those of the choices that still run. A hung engine does nothing."""
+        if self._hangs():
+            return
+        for choice in choices:
+            if self._running.pop(id(choice), None) is not None:
+                self._tell(choice, "abort")
+
+    def _require_alive(self) -> None:
+        if not self.healthy():
+            raise unavailable("inference", "The engine is not running.")
+
+    def _hangs(self) -> bool:
+        limit = self._config.hang_after_tokens
+        return limit is not None and self._counters.completion_tokens >= limit
+
+    def _answer(
+        self, body: dict[str, Any], chat: bool, prompt: Any, *, prompt_tokens: int, number: int, cap: int | None
+    ) -> Answer:
+        context = self._config.context_tokens
+        asked = asked_max_tokens(body, chat)
+        room = context - prompt_tokens
+        if room < 1 or (asked is not None and asked[1] > room):
+            raise too_long("messages" if chat else "prompt", prompt_tokens, context, asked[1] if asked else None)
+        limit = asked[1] if asked is not None else (room if chat else _COMPLETION_TOKENS)
+        limit = min(limit, room) if cap is None else min(limit, room, cap)
+        natural = limit + 1 if body.get("ignore_eos") else self._config.answer_tokens
+        text = message_text(prompt[-1]) if chat else str(prompt)
+        source = words(f"{text}\n{body.get('seed')}\n{number}")
+        tokens = tuple(next(source) for _ in range(min(limit, natural)))
+        return _stopped(tokens, _stops(body), "stop" if natural <= limit else "length")
+
+    async def _step_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while not self._dead:
+            await self._work.wait()
+            # A step that comes late is not made up for: the rate is the most an engine does, not its mean.
+            due = max(due + self._step_seconds, loop.time())
+            await asyncio.sleep(due - loop.time())
+            self._step(loop.time())
+            if not self._running:
+                self._work.clear()
+
+    def _step(self, now: float) -> None:
+        for choice in tuple(self._running.values()):
+            if choice.begin > now or id(choice) not in self._running:
+                continue
+            if self._hangs():
+                return
+            self._advance(choice)
+            limit = self._config.die_after_tokens
+            if limit is not None and self._counters.completion_tokens >= limit:
+                self._die()
+                return
+
+    def _advance(self, choice: Running) -> None:
+        size = len(choice.answer.tokens)
+        gained = min(self._tokens_per_step, size - choice.generated)
+        choice.generated += gained
+        self._count(0, gained, 0)
+        if choice.generated == size:
+            del self._running[id(choice)]
+            self._tell(choice, choice.answer.finish_reason)
+        elif choice.payload.stream:
+            self._tell(choice, "")
+
+    def _tell(self, choice: Running, finish_reason: str) -> None:
+        answer, payload = choice.answer, choice.payload
+        new = answer.tokens[choice.told : choice.generated]
+        piece = "".join(text for _, text in new)
+        text = piece[: max(0, answer.text_length - choice.told_text)]
+        choice.told = choice.generated
+        choice.told_text += len(piece)
+        top = payload.top_logprobs
+        output = ChoiceOutput(
+            choice_index=choice.index,
+            text=text,
+            completion_tokens=choice.generated,
+            finish_reason=finish_reason,
+            stop_text=answer.stop_text if finish_reason == "stop" else "",
+            logprobs=() if top is None else tuple(_logprob(token, top) for token in new),
+            token_ids=tuple(token for token, _ in new) if payload.token_ids else (),
+        )
+        self._deliver(choice.sink, output)
+
+    def _deliver(self, sink: Sink, output: ChoiceOutput) -> None:
+        try:
+            sink(output)
+        except Exception:  # one request's sink must not end the engine
+            self._logger.exception("engine_output_not_delivered")
+
+    def _die(self) -> None:
+        self._dead = True
+        told: set[int] = set()
+        for choice in tuple(self._running.values()):
+            if id(choice.payload) not in told:
+                told.add(id(choice.payload))
+                error = unavailable("inference", "The engine failed while generating.")
+                output = ChoiceOutput(choice.index, "", choice.generated, finish_reason="error", error=error)
+                self._deliver(choice.sink, output)
+        self._running.clear()
+
+    def _count(self, prompt_tokens: int, completion_tokens: int, requests: int) -> None:
+        counted = self._counters
+        self._counters = EngineCounters(
+            counted.prompt_tokens + prompt_tokens,
+            counted.completion_tokens + completion_tokens,
+            counted.requests + requests,
+        )
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    return list(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+
+def _count(prompt: Any, chat: bool) -> int:
+    if chat:
+        return count_messages(prompt)
+    return count_text(prompt) if isinstance(prompt, str) else len(prompt)
+
+
+def _stops(body: dict[str, Any]) -> tuple[str, ...]:
+    stop = body.get("stop") or ()
+    return (stop,) if isinstance(stop, str) else tuple(text for text in stop if text)
+
+
+def _stopped(tokens: tuple[tuple[int, str], ...], stops: tuple[str, ...], finish_reason: str) -> Answer:
+    """The answer up to the token that completes a stop text."""
+    text = "".join(part for _, part in tokens)
+    cut = cut_at_stop(text, stops)
+    if cut is None:
+        return Answer(tokens, finish_reason, len(text))
+    start, stop = cut
+    used, length = 0, 0
+    while length < start + len(stop):
+        length += len(tokens[used][1])
+        used += 1
+    return Answer(tokens[:used], "stop", start, stop)
+
+
+def _top_logprobs(body: dict[str, Any], chat: bool) -> int | None:
+    top: int | None = body.get("logprobs")
+    if chat:
+        top = (body.get("top_logprobs") or 0) if top else None
+    if top is not None and not 0 <= top <= _MOST_LOGPROBS:
+        field = "top_logprobs" if chat else "logprobs"
+        raise invalid_argument(field, f"`{field}` must be an integer from 0 to {_MOST_LOGPROBS}.")
+    return top
+
+
+def _logprob(token: tuple[int, str], top: int) -> TokenLogprob:
+    """The chosen token first, then its neighbours in the list of words, each a little less likely."""
+    number, text = token
+    candidates = [TokenCandidate(text, -0.5, number)]
+    for rank in range(1, top):
+        neighbour = (number + rank) % len(WORDS)
+        candidates.append(TokenCandidate(" " + WORDS[neighbour], -0.5 - rank, neighbour))
+    return TokenLogprob(candidates[0], tuple(candidates[:top]))

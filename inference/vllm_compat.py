@@ -1,0 +1,162 @@
+"""The only place that imports vLLM, and the check that what it finds has the shape the rest was written for.
+
+vLLM moves its modules with nearly every release. Everything of it that Naru uses is listed here once; a name that is gone or
+lost a parameter stops the start with a sentence that says which one, instead of failing at some request.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass, fields
+from typing import Any
+
+HOOK = {
+    "_add_request": ("request", "prompt", "parent_req", "index", "queue"),
+    "_run_output_handler": (),
+}
+"""The private methods of AsyncLLM by which a step's outputs come without a task per request."""
+
+
+class VllmMismatchError(Exception):
+    """The installed vLLM is not one that this Naru can work with; the text names what is different."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """vLLM's names, as the rest of the service uses them. vLLM is not typed towards us."""
+
+    version: str
+    AsyncEngineArgs: Any
+    AsyncLLM: Any
+    UsageContext: Any
+    SamplingParams: Any
+    OnlineRenderer: Any
+    ChatCompletionRequest: Any
+    CompletionRequest: Any
+    ErrorResponse: Any
+    current_platform: Any
+    tokens_input: Any
+    extract_prompt_len: Any
+    get_max_tokens: Any
+    freeze_gc_heap: Any
+    GracefulHTTPError: Any
+    VLLMClientError: Any
+    VLLMValidationError: Any
+    EngineDeadError: Any
+
+
+_PROTOCOLS = "vllm.entrypoints.openai"
+_PLACES: dict[str, tuple[str, ...]] = {
+    "AsyncEngineArgs": ("vllm",),
+    "AsyncLLM": ("vllm.v1.engine.async_llm",),
+    "UsageContext": ("vllm.usage.usage_lib",),
+    "SamplingParams": ("vllm",),
+    "OnlineRenderer": ("vllm.renderers.online_renderer",),
+    "ChatCompletionRequest": (f"{_PROTOCOLS}.chat_completion.protocol",),
+    "CompletionRequest": (f"{_PROTOCOLS}.completion.protocol",),
+    "ErrorResponse": ("vllm.entrypoints.serve.engine.protocol",),
+    "current_platform": ("vllm.platforms",),
+    "tokens_input": ("vllm.inputs", "vllm.inputs.engine"),
+    "extract_prompt_len": ("vllm.renderers.inputs.preprocess",),
+    "get_max_tokens": ("vllm.entrypoints.serve.utils.api_utils",),
+    "freeze_gc_heap": ("vllm.utils.gc_utils",),
+    "GracefulHTTPError": ("vllm.exceptions",),
+    "VLLMClientError": ("vllm.exceptions",),
+    "VLLMValidationError": ("vllm.exceptions",),
+    "EngineDeadError": ("vllm.v1.engine.exceptions",),
+}
+
+_SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
+    "AsyncLLM": {
+        "from_engine_args": ("engine_args", "usage_context"),
+        "generate": ("prompt", "sampling_params", "request_id", "priority"),
+        "abort": ("request_id", "internal"),
+        "shutdown": ("timeout",),
+        "is_paused": (),
+        "check_admission": ("n",),
+        "get_num_unfinished_requests": (),
+        "get_supported_tasks": (),
+        "errored": (),
+    },
+    "OnlineRenderer": {
+        "__init__": ("model_config", "renderer", "request_logger", "chat_template", "chat_template_content_format"),
+        "render_chat": ("request",),
+        "render_completion": ("request",),
+        "warmup": (),
+    },
+    "ChatCompletionRequest": {"model_validate": (), "to_sampling_params": ("max_tokens", "default_sampling_params")},
+    "CompletionRequest": {"model_validate": (), "to_sampling_params": ("max_tokens", "default_sampling_params")},
+    "tokens_input": {"": ("prompt_token_ids",)},
+    "extract_prompt_len": {"": ("model_config", "prompt")},
+    "get_max_tokens": {
+        "": ("max_model_len", "max_tokens", "input_length", "default_sampling_params", "override_max_tokens")
+    },
+    "current_platform": {"is_cpu": ()},
+}
+
+
+def load() -> Vllm:
+    """Imports vLLM, which takes seconds, and checks it.
+
+    Raises:
+        VllmMismatchError: It is not installed, or not as expected.
+    """
+    try:
+        version = str(getattr(importlib.import_module("vllm"), "__version__", "of unknown version"))
+    except ImportError as error:
+        raise VllmMismatchError(f"vLLM cannot be imported: {error}") from error
+    names = {name: _find(name, places) for name, places in _PLACES.items()}
+    problems = mismatches(names)
+    if problems:
+        raise VllmMismatchError(f"vLLM {version} is not as expected: {'; '.join(problems)}.")
+    return Vllm(version=version, **names)
+
+
+def _find(name: str, places: tuple[str, ...]) -> Any:
+    for place in places:
+        try:
+            return getattr(importlib.import_module(place), name)
+        except (ImportError, AttributeError):
+            continue
+    return None
+
+
+def mismatches(names: dict[str, Any]) -> list[str]:
+    """What is missing among `names`, or lacks a method or parameter that Naru uses."""
+    problems = [
+        f"{name} is not in {' or '.join(_PLACES[name])}"
+        for name in (entry.name for entry in fields(Vllm))
+        if name in _PLACES and names.get(name) is None
+    ]
+    for name, methods in _SHAPES.items():
+        if names.get(name) is not None:
+            problems += _misshapen(names[name], name, methods)
+    return problems
+
+
+def _misshapen(owner: Any, title: str, methods: dict[str, tuple[str, ...]]) -> list[str]:
+    problems = []
+    for method, wanted in methods.items():
+        member = getattr(owner, method, None) if method else owner
+        where = f"{title}.{method}" if method else title
+        if member is None:
+            problems.append(f"{where} is gone")
+        elif wanted:
+            missing = [name for name in wanted if name not in inspect.signature(member).parameters]
+            problems += [f"{where} has no parameter {name!r}" for name in missing]
+    return problems
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this machine's processor computes in bfloat16 rather than by way of something slower."""
+    supported = getattr(importlib.import_module("torch").ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported is not None and supported())
+
+
+def per_step_hook_available(engine: Any) -> bool:
+    """Whether outputs can be taken per step, by methods of vLLM that are not public and may go with any release."""
+    processor = getattr(engine, "input_processor", None)
+    missing = _misshapen(engine, "AsyncLLM", HOOK)
+    missing += _misshapen(processor, "InputProcessor", {"assign_request_id": ("request",)})
+    return not missing

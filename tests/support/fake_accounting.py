@@ -1,0 +1,126 @@
+"""An accounting service that decides as a test tells it, and records what it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from naru.api.accounting.v1 import (
+    quota_service_pb2,
+    quota_service_pb2_grpc,
+    usage_event_pb2,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
+)
+from naru.convert import error_to_proto
+from naru.errors import NaruError
+from naru.identity import ServiceName, ServiceTokens
+from naru.interceptors import CallerAuthenticator
+from naru.metrics import Metrics
+from naru.server import GrpcServer
+from tests.support.service_tokens import NobodyKnown
+
+Decide = Callable[[quota_service_pb2.Reservation], quota_service_pb2.ReserveResult]
+
+
+def grant(
+    reservation: quota_service_pb2.Reservation,
+    *,
+    cap: int | None = None,
+    limits: tuple[quota_service_pb2.LimitState, ...] = (),
+) -> quota_service_pb2.ReserveResult:
+    """Leave to run it."""
+    return quota_service_pb2.ReserveResult(
+        event_id=reservation.event_id,
+        attempt=reservation.attempt,
+        grant=quota_service_pb2.Grant(output_token_cap=cap),
+        limits=limits,
+    )
+
+
+def refuse(
+    reservation: quota_service_pb2.Reservation,
+    error: NaruError,
+    limits: tuple[quota_service_pb2.LimitState, ...] = (),
+) -> quota_service_pb2.ReserveResult:
+    """No leave."""
+    return quota_service_pb2.ReserveResult(
+        event_id=reservation.event_id, attempt=reservation.attempt, refusal=error_to_proto(error), limits=limits
+    )
+
+
+class FakeAccounting:
+    """The service.
+
+    Attributes:
+        decide: Decides on reservations; grants everything by default.
+        reserved, released, renewed: What it was asked, in order.
+        usage: Events that were reported.
+        batches: Batches of request records.
+    """
+
+    def __init__(self) -> None:
+        self.decide: Decide = grant
+        self.reserved: list[quota_service_pb2.Reservation] = []
+        self.released: list[tuple[str, int]] = []
+        self.renewed: list[tuple[str, int]] = []
+        self.usage: list[usage_event_pb2.UsageEvent] = []
+        self.batches: list[list[usage_event_pb2.RequestRecord]] = []
+        self.failing_usage_calls = 0
+        self.port = 0
+        self._server: GrpcServer | None = None
+
+    @property
+    def records(self) -> list[usage_event_pb2.RequestRecord]:
+        """All request records."""
+        return [record for batch in self.batches for record in batch]
+
+    async def start(self, tokens: dict[ServiceName, str]) -> None:
+        """Listens."""
+        self._server = GrpcServer(CallerAuthenticator(ServiceTokens(tokens), NobodyKnown()), metrics=Metrics())
+        self._server.add(quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, _Quota(self), "quota")
+        self._server.add(usage_service_pb2_grpc.add_UsageServiceServicer_to_server, _Usage(self), "usage")
+        self.port = await self._server.start("127.0.0.1", 0)
+        await self._server.set_serving(True)
+
+    async def kill(self) -> None:
+        """Goes away."""
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(0)
+
+
+class _Quota(quota_service_pb2_grpc.QuotaServiceServicer):
+    def __init__(self, fake: FakeAccounting) -> None:
+        self._fake = fake
+
+    async def Reserve(self, request: Any, context: Any) -> quota_service_pb2.ReserveResponse:
+        self._fake.reserved.extend(request.items)
+        return quota_service_pb2.ReserveResponse(results=[self._fake.decide(item) for item in request.items])
+
+    async def Release(self, request: Any, context: Any) -> quota_service_pb2.ReleaseResponse:
+        self._fake.released.extend((item.event_id, item.attempt) for item in request.items)
+        results = [quota_service_pb2.ReleaseResult(released=True) for _ in request.items]
+        return quota_service_pb2.ReleaseResponse(results=results)
+
+    async def Renew(self, request: Any, context: Any) -> quota_service_pb2.RenewResponse:
+        self._fake.renewed.extend((item.event_id, item.attempt) for item in request.items)
+        results = [quota_service_pb2.RenewResult(renewed=True) for _ in request.items]
+        return quota_service_pb2.RenewResponse(results=results)
+
+
+class _Usage(usage_service_pb2_grpc.UsageServiceServicer):
+    def __init__(self, fake: FakeAccounting) -> None:
+        self._fake = fake
+
+    async def RecordUsage(self, request: Any, context: Any) -> usage_service_pb2.RecordUsageResponse:
+        if self._fake.failing_usage_calls:
+            self._fake.failing_usage_calls -= 1
+            raise RuntimeError("told to fail")
+        self._fake.usage.extend(request.events)
+        result = usage_service_pb2.RecordUsageResult(status=usage_service_pb2.RECORD_USAGE_STATUS_RECORDED)
+        return usage_service_pb2.RecordUsageResponse(results=[result for _ in request.events])
+
+    async def RecordRequests(self, request: Any, context: Any) -> usage_service_pb2.RecordRequestsResponse:
+        self._fake.batches.append(list(request.records))
+        return usage_service_pb2.RecordRequestsResponse()

@@ -1,0 +1,183 @@
+"""A whole Naru for tests: `naru up` in a folder of its own, on free ports, with the default model on vLLM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import openai
+
+from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
+from naru.api.auth.v1 import api_key_service_pb2, api_key_service_pb2_grpc
+from naru.cli.state import StateFolder
+from naru.cli.up import DEFAULT_PORTS
+from naru.testing.redis_server import free_port
+
+ROOT = Path(__file__).parents[2]
+MODEL_FOLDER = ROOT / ".naru/models/smollm2-135m-instruct"
+MODEL = "smollm2-135m-instruct"
+START_SECONDS = 180
+
+
+class Platform:
+    """A running installation, and what a test wants to know of it."""
+
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        self.state = StateFolder(folder)
+        self.ports = {name: free_port() for name in DEFAULT_PORTS}
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("NARU_", "OPENAI_", "OTEL_"))},
+            **{name: str(port) for name, port in self.ports.items()},
+            "NARU_UP_STATE": str(folder),
+            "NARU_INFERENCE_MODEL": str(MODEL_FOLDER),
+            "NARU_INFERENCE_SERVED_MODEL_NAME": MODEL,
+            **environ,
+        }
+
+    def start(self) -> None:
+        """Returns when it has said that it is up. Raises AssertionError with its output when it gives up."""
+        self.output = self.state.root.with_suffix(".out")
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "naru", "up"], cwd=ROOT, env=self.environ, stdout=output, stderr=output
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while "Naru is up" not in self.output.read_text():
+            assert self.process.poll() is None, self.diagnosis()
+            assert time.monotonic() < deadline, self.diagnosis()
+            time.sleep(0.1)
+        self.api_key = self.state.read_dev_env()["OPENAI_API_KEY"]
+
+    def stop(self) -> int:
+        """Stops it in order and returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=120)
+
+    def diagnosis(self) -> str:
+        """What was printed, and the end of every log."""
+        logs = [f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.state.logs.glob("*.log"))]
+        return "\n".join([self.output.read_text(), *logs])
+
+    @property
+    def url(self) -> str:
+        """Of the edge, without a path."""
+        return f"http://127.0.0.1:{self.ports['NARU_EDGE_PORT']}"
+
+    def client(self, api_key: str | None = None, **options: object) -> openai.OpenAI:
+        """An OpenAI client that does not retry by itself."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key or self.api_key, max_retries=0, **options)  # type: ignore[arg-type] # passed through
+
+    def service_ids(self, service: str) -> list[int]:
+        """Process ids of `python -m <service>` below this supervisor."""
+        return [
+            process_id for process_id in children(self.process.pid) if command_line(process_id)[1:3] == ["-m", service]
+        ]
+
+    def metric(self, service: str, name: str) -> float:
+        """The sum of a metric's samples, over labels."""
+        port = self.ports[f"NARU_{service.upper()}_OPS_PORT"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+    def new_key(self, **fields: object) -> str:
+        """Makes an API key as the admin."""
+        with self.channel("AUTHSVC") as channel:
+            stub = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
+            request = api_key_service_pb2.CreateApiKeyRequest(**fields)  # type: ignore[arg-type] # named by the test
+            return stub.CreateApiKey(request, metadata=self.bearer(), timeout=10).secret_key
+
+    def revoke_key(self, key_id: str) -> None:
+        """Revokes an API key as the admin."""
+        with self.channel("AUTHSVC") as channel:
+            stub = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
+            stub.RevokeApiKey(
+                api_key_service_pb2.RevokeApiKeyRequest(key_id=key_id), metadata=self.bearer(), timeout=10
+            )
+
+    def usage(self, key_id: str) -> tuple[int, int, int]:
+        """Requests, prompt tokens and completion tokens of a key, as settled."""
+        with self.channel("ACCOUNTING") as channel:
+            stub = usage_service_pb2_grpc.UsageServiceStub(channel)
+            request = usage_service_pb2.QueryUsageRequest(key_id=key_id)
+            rows = stub.QueryUsage(request, metadata=self.bearer(), timeout=10).rows
+        return (
+            sum(row.requests for row in rows),
+            sum(row.usage.prompt_tokens for row in rows),
+            sum(row.usage.completion_tokens for row in rows),
+        )
+
+    def channel(self, service: str) -> grpc.Channel:
+        """A channel to a service, such as "AUTHSVC"."""
+        return grpc.insecure_channel(f"127.0.0.1:{self.ports[f'NARU_{service}_PORT']}")
+
+    def bearer(self, api_key: str | None = None) -> tuple[tuple[str, str], ...]:
+        """GRPC metadata with a key, the admin's by default."""
+        return (("authorization", f"Bearer {api_key or self.api_key}"),)
+
+
+@contextmanager
+def platform(folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[Platform]:
+    """Runs one; stops it afterwards and asserts that it left no process behind."""
+    running = Platform(folder, environ or {})
+    try:
+        running.start()
+        yield running
+    finally:
+        before = descendants(running.process.pid)
+        try:
+            running.stop()
+        finally:
+            if running.process.poll() is None:
+                running.process.kill()
+                running.process.wait()
+        left = [process_id for process_id in before if Path(f"/proc/{process_id}").exists()]
+        assert not left, f"left behind: {[command_line(process_id) for process_id in left]}"
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+    """Waits for a condition; returns how long it took. Fails the test when it does not come true in time."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def children(process_id: int) -> list[int]:
+    """Direct children of a process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == process_id and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def descendants(process_id: int) -> list[int]:
+    """Children, their children, and so on."""
+    found = []
+    for child in children(process_id):
+        found += [child, *descendants(child)]
+    return found
+
+
+def command_line(process_id: int) -> list[str]:
+    """The arguments of a process; empty when it has ended."""
+    try:
+        return Path(f"/proc/{process_id}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
