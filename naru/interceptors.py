@@ -133,13 +133,10 @@ class Gate(grpc.aio.ServerInterceptor):
                 method=method,
                 traceparent=metadata.get("traceparent", ""),
             )
-            entered = context.enter(request)
-            limited = deadline.enter(call.time_remaining())
-            try:
-                yield
-            finally:
-                deadline.leave(limited)
-                context.leave(entered)
+            # Never undone: gRPC gives each RPC a task, and so a context, of its own.
+            context.enter(request)
+            deadline.enter(call.time_remaining())
+            yield
         except NaruError as error:
             code = GRPC_CODES[error.reason]
             await call.abort_with_status(rpc_status.to_status(error_to_status(error)))

@@ -10,7 +10,7 @@ from uuid import uuid4
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from naru.api.auth.v1 import api_key_pb2, api_key_service_pb2, api_key_service_pb2_grpc
 from naru.api.common.v1 import principal_pb2
@@ -79,7 +79,9 @@ def list_keys(
                 return keys
             request.page_token = response.next_page_token
 
-    table = Table("key", "description", "owner", "role", "tier", "created", "expires", "revoked")
+    # The id is there to be copied, so it is never cut short.
+    names = ("description", "owner", "role", "tier", "created", "expires", "revoked")
+    table = Table(Column("key", no_wrap=True), *names)
     for key in session.run("authsvc", call):
         table.add_row(
             key.key_id,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
 from naru.cli import session
@@ -68,7 +68,7 @@ def usage(
             request.page_token = response.next_page_token
 
     rows = session.run("accounting", call)
-    table = Table(*[str(d) for d in dimensions], title="Usage")
+    table = Table(*[Column(str(d), no_wrap=d is Dimension.KEY) for d in dimensions], title="Usage")
     for column in ("requests", "prompt tokens", "of it cached", "completion tokens", "total tokens"):
         table.add_column(column, justify="right")
     for row in rows:
