@@ -54,6 +54,10 @@ test-behaviour: $(developed) $(default_model)/config.json ## Run the slower test
 test-faults: $(developed) $(default_model)/config.json ## Kill and restart real processes under load
 	$(bin)/python -m pytest -m faults $(T)
 
+.PHONY: compose-test
+compose-test: $(developed) ## Build the images, bring the compose file up, use it, break it (needs Docker)
+	$(bin)/python deploy/compose_test.py
+
 ##@ Check
 
 .PHONY: check

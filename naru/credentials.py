@@ -53,6 +53,7 @@ class CachedAuthenticator:
         self._lookups: dict[str, asyncio.Task[Principal]] = {}
         self._invalidated: OrderedDict[str, int] = OrderedDict()
         self._epoch = ""
+        self._watched_from = 0
         self._watching = False
 
     @property
@@ -109,19 +110,17 @@ class CachedAuthenticator:
                     message = await asyncio.wait_for(anext(messages), _HEARTBEAT_TIMEOUT_SECONDS)
                 except StopAsyncIteration:
                     return
-                if not self._watching:
+                if not self._watching or message.epoch != self._epoch:
                     # What was revoked while nobody listened is not known: begin anew.
-                    self._clear(message.epoch)
+                    self._clear(message)
                     self._watching = True
-                elif message.epoch != self._epoch:
-                    self._clear(message.epoch)
                 for key_id in message.key_ids:
                     self._drop(key_id, message.sequence)
 
-    def _clear(self, epoch: str) -> None:
+    def _clear(self, message: auth_service_pb2.WatchInvalidationsResponse) -> None:
         self._entries.clear()
         self._invalidated.clear()
-        self._epoch = epoch
+        self._epoch, self._watched_from = message.epoch, message.sequence
 
     def _drop(self, key_id: str, sequence: int) -> None:
         self._invalidated[key_id] = sequence
@@ -144,8 +143,7 @@ class CachedAuthenticator:
                     self._stub.Authenticate, request, timeout=_AUTHENTICATE_TIMEOUT_SECONDS
                 )
                 principal = principal_from_proto(response.principal)
-                # Answered before an invalidation that has come in since: the answer is too old to use, ask again.
-                if response.as_of >= self._invalidated.get(principal.key_id, 0):
+                if self._is_current(principal.key_id, response):
                     self._keep(credential, principal, response)
                     return principal
             raise invalid_api_key()
@@ -166,6 +164,13 @@ class CachedAuthenticator:
                 ) from error
             raise
 
+    def _is_current(self, key_id: str, response: auth_service_pb2.AuthenticateResponse) -> bool:
+        """False for an answer given before an invalidation that has come in since, or that the stream never told of."""
+        if not self._watching:
+            return True
+        newest = max(self._watched_from, self._invalidated.get(key_id, 0))
+        return response.epoch == self._epoch and response.as_of >= newest
+
     def _keep(self, credential: str, principal: Principal, response: auth_service_pb2.AuthenticateResponse) -> None:
         expires = timestamp_from_proto(response.expire_time) if response.HasField("expire_time") else 0.0
         self._entries[credential] = _Entry(principal, response.as_of, expires, self._clock.monotonic())
@@ -181,6 +186,8 @@ def _check_address(principal: Principal, client_address: str) -> None:
         return
     try:
         address = ipaddress.ip_address(client_address)
+        # A socket that takes both families shows IPv4 callers as ::ffff:a.b.c.d.
+        address = getattr(address, "ipv4_mapped", None) or address
         allowed = any(address in ipaddress.ip_network(network, strict=False) for network in networks)
     except ValueError:
         allowed = False

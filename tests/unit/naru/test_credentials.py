@@ -152,6 +152,23 @@ async def test_an_answer_older_than_an_invalidation_is_not_kept() -> None:
         assert world.cache.known(KEY) is None
 
 
+async def test_an_answer_older_than_the_stream_is_not_kept() -> None:
+    """Answered, revoked while nobody listened, then the stream connects: the answer is not put into the fresh cache."""
+    async with World() as world:
+        world.peer.answer.clear()
+        lookup = asyncio.create_task(world.cache.authenticate(KEY))
+        await until(lambda: world.peer.calls == 1)
+        world.peer.sequence += 1
+        world.peer.revoked = True
+        world.peer.messages.put_nowait(None)  # the stream ends, and connects again at number 1
+        await until(lambda: not world.cache.watching)
+        await until(lambda: world.cache.watching)
+        world.peer.answer.set()
+        with pytest.raises(NaruError):
+            await lookup
+        assert world.cache.known(KEY) is None
+
+
 async def test_an_expired_key_is_not_used_from_the_cache() -> None:
     """The expiry that came with the answer is kept without asking again."""
     async with World() as world:
@@ -192,7 +209,8 @@ async def test_a_key_bound_to_a_network_is_refused_elsewhere() -> None:
     """The address is checked on every use, cached or not."""
     async with World() as world:
         world.peer.scopes = Scopes(source_cidrs=("10.0.0.0/8",))
-        assert (await world.cache.authenticate(KEY, "10.1.2.3")).key_id == KEY_ID
+        for address in ("10.1.2.3", "::ffff:10.1.2.3"):
+            assert (await world.cache.authenticate(KEY, address)).key_id == KEY_ID
         for address in ("192.168.1.1", "", "nonsense"):
             with pytest.raises(NaruError) as raised:
                 await world.cache.authenticate(KEY, address)

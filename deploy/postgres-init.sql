@@ -1,0 +1,3 @@
+-- One database per service: they share a server, never a table.
+CREATE DATABASE authsvc;
+CREATE DATABASE accounting;
