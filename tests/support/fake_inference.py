@@ -22,9 +22,7 @@ from naru.metrics import Metrics
 from naru.server import GrpcServer
 from tests.support.service_tokens import NobodyKnown
 
-Event = (
-    generation_pb2.Accepted | generation_pb2.Refused | generation_pb2.Delta | generation_pb2.Finished
-)
+Event = generation_pb2.Accepted | generation_pb2.Refused | generation_pb2.Delta | generation_pb2.Finished
 Behaviour = Callable[[generation_pb2.Generation], AsyncIterator[Sequence[Event]]]
 MODEL = "test-model"
 
@@ -38,9 +36,7 @@ def accepted(prompt_tokens: int = 7, choices: int = 1) -> generation_pb2.Accepte
 
 def delta(text: str, tokens: int, *, choice: int = 0, finish: str = "", **more: Any) -> generation_pb2.Delta:
     """More text of a choice."""
-    return generation_pb2.Delta(
-        choice_index=choice, text=text, completion_tokens=tokens, finish_reason=finish, **more
-    )
+    return generation_pb2.Delta(choice_index=choice, text=text, completion_tokens=tokens, finish_reason=finish, **more)
 
 
 def finished(

@@ -1,0 +1,1 @@
+"""The edge: speaks OpenAI's HTTP API to clients and gRPC to Naru's services."""

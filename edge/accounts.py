@@ -1,0 +1,96 @@
+"""What the edge asks of accounting and what comes back, free of any transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from naru.errors import NaruError, Reason
+from naru.identity import Principal
+
+
+class LimitKind(StrEnum):
+    """What a limit counts."""
+
+    REQUESTS = "requests"
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+    TOTAL_TOKENS = "total_tokens"
+    COST = "cost"
+    CONCURRENCY = "concurrency"
+
+
+class LimitWindow(StrEnum):
+    """Over which time a limit counts."""
+
+    NONE = "none"
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """Where a limit stands. `reset_delay` in seconds."""
+
+    scope: str
+    kind: LimitKind
+    window: LimitWindow
+    limit: int
+    remaining: int
+    reset_delay: float
+
+
+class EventRef(NamedTuple):
+    """One attempt of one request."""
+
+    event_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one request wants to use, as `naru.api.accounting.v1.Reservation` documents it."""
+
+    event_id: str
+    attempt: int
+    revision: int
+    principal: Principal
+    client_address: str
+    requested_model: str
+    served_model: str
+    endpoint: str
+    input_tokens: int
+    output_tokens: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveResult:
+    """The decision on a reservation: granted when `refusal` is None. `limits`: tightest first."""
+
+    refusal: NaruError | None = None
+    output_token_cap: int | None = None
+    limits: tuple[LimitState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What the edge saw of one HTTP request, as `naru.api.accounting.v1.RequestRecord` documents it. Times in seconds."""
+
+    event_id: str
+    request_id: str
+    principal: Principal | None
+    endpoint: str
+    requested_model: str
+    status: int
+    reason: Reason | None
+    start_time: float
+    duration: float
+    first_byte: float
+    request_bytes: int
+    response_bytes: int
+    stream: bool
+    trace_id: str

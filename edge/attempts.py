@@ -1,0 +1,258 @@
+"""One request on its way through reservation and replicas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from edge.accounts import EventRef, Reservation, ReserveResult
+from edge.generation import (
+    Accepted,
+    Delta,
+    Event,
+    Finished,
+    FinishOutcome,
+    GenerationRequest,
+    GenerationStream,
+    Refused,
+    SessionLost,
+)
+from edge.leases import Leases
+from edge.ports import Call, GatewayPolicy, Progress, Quota, Replicas
+from naru.clock import Clock
+from naru.errors import NaruError, Reason, unavailable
+from naru.logs import get_logger
+
+_MOST_REVISIONS = 3
+_log = get_logger(__name__)
+
+
+class Generation:
+    """One request on its way through reservation and replicas. Made by `Gateway.generate`."""
+
+    def __init__(
+        self,
+        *,
+        call: Call,
+        served: str,
+        progress: Progress,
+        quota: Quota,
+        leases: Leases,
+        replicas: Replicas,
+        policy: GatewayPolicy,
+        clock: Clock,
+    ) -> None:
+        self._call = call
+        self._served = served
+        self._progress = progress
+        self._quota = quota
+        self._leases = leases
+        self._replicas = replicas
+        self._policy = policy
+        self._clock = clock
+        self._deadline = clock.monotonic() + policy.request_timeout
+        self._event = EventRef(progress.event_id, 0)
+        self._revision = 0
+        self._input_tokens = call.input_tokens
+        self._cap: int | None = None
+        self._reserved = False
+        self._without: set[str] = set()
+        self._stream: GenerationStream | None = None
+        self._pending: Sequence[Event] = ()
+        self._accepted: Accepted | None = None
+        self._began = False
+        self._interrupt: Callable[[], None] = lambda: None
+        self.interruption: NaruError | None = None
+
+    @property
+    def accepted(self) -> Accepted:
+        """What the engine said when it took the request."""
+        assert self._accepted is not None  # noqa: S101 -- `Gateway.generate` hands out accepted requests only
+        return self._accepted
+
+    @property
+    def model(self) -> str:
+        """The model's name as the client sees it: the one asked for, or the served one behind an alias."""
+        return self._served
+
+    def interrupt_with(self, interrupt: Callable[[], None]) -> None:
+        """Sets what stops the handler when its stream is cut."""
+        self._interrupt = interrupt
+
+    async def open(self) -> None:
+        """Reserves and submits until an engine has accepted the request. Raises NaruError."""
+        while True:
+            if not self._reserved:
+                await self._reserve()
+            self._stream = self._submit()
+            try:
+                events = await self._first_events(self._stream)
+            except SessionLost as lost:
+                self._move_on(written=lost.written)
+                continue
+            first = events[0]
+            if isinstance(first, Accepted):
+                self._accepted = first
+                self._pending = events[1:]
+                self._leases.drop(self._event)
+                return
+            if not isinstance(first, Refused):
+                raise unavailable("inference")
+            self._refused(first)
+
+    async def deltas(self) -> AsyncIterator[Sequence[Delta]]:
+        """What the engine generates, by step; an empty step stands for silence. Sets the usage at the end.
+
+        Raises NaruError when the engine, the replica or the service ends it early.
+        """
+        while True:
+            events = self._pending or await self._receive()
+            self._pending = ()
+            if events is None:
+                continue
+            last = events[-1] if events else None
+            finished = last if isinstance(last, Finished) else None
+            deltas = [event for event in events if isinstance(event, Delta)]
+            if deltas:
+                self._began = True
+            if deltas or not events:
+                yield deltas
+            if finished is not None:
+                self._finish(finished)
+                return
+
+    def interrupt(self, error: NaruError) -> None:
+        """Stops the handler, wherever it waits; the gateway then raises `error`."""
+        self.interruption = error
+        self._interrupt()
+
+    def close(self) -> None:
+        """Ends the request at its replica, and gives its reservation back if it certainly never began."""
+        self._leases.drop(self._event)
+        if self._stream is None:
+            if self._reserved:
+                self._release()
+            return
+        self._stream.close()
+        if not self._stream.written:
+            self._release()
+
+    async def _receive(self) -> Sequence[Event] | None:
+        """The next events; None when the request began anew elsewhere."""
+        assert self._stream is not None  # noqa: S101 -- it is accepted
+        try:
+            return await self._stream.receive()
+        except SessionLost:
+            if self._began:
+                raise unavailable("inference", "The connection to the model was lost.") from None
+        self._move_on(written=True)
+        await self.open()
+        return None
+
+    async def _first_events(self, stream: GenerationStream) -> Sequence[Event]:
+        while True:
+            events = await stream.receive()
+            if events:
+                return events
+
+    def _finish(self, finished: Finished) -> None:
+        self._progress.usage = finished.usage
+        if finished.error is not None:
+            raise finished.error
+        if finished.outcome is not FinishOutcome.COMPLETED:
+            raise unavailable("inference", "The model stopped before the answer was complete.")
+
+    async def _reserve(self) -> None:
+        # Said before asking: a call that was cancelled or lost may have taken capacity all the same.
+        self._reserved = True
+        started = self._clock.monotonic()
+        try:
+            result = await self._quota.reserve(
+                Reservation(
+                    event_id=self._event.event_id,
+                    attempt=self._event.attempt,
+                    revision=self._revision,
+                    principal=self._call.principal,
+                    client_address=self._call.client_address,
+                    requested_model=self._call.requested_model,
+                    served_model=self._served,
+                    endpoint=self._call.endpoint,
+                    input_tokens=self._input_tokens,
+                    output_tokens=self._call.output_tokens,
+                    request_id=self._call.request_id,
+                )
+            )
+        except NaruError as error:
+            if error.reason is not Reason.SERVICE_UNAVAILABLE or not self._policy.admit_without_accounting:
+                raise
+            _log.warning("admitted without accounting", event_id=self._event.event_id)
+            result = ReserveResult()
+        self._progress.reserve_seconds += self._clock.monotonic() - started
+        self._progress.limits = result.limits or self._progress.limits
+        if result.refusal is not None:
+            # Revision 0 took nothing; a later one left the earlier reservation as it was.
+            self._reserved = self._revision > 0
+            raise result.refusal
+        self._cap = result.output_token_cap
+        self._leases.hold(self._event)
+
+    def _submit(self) -> GenerationStream:
+        call = self._call
+        stream = self._replicas.submit(
+            GenerationRequest(
+                event_id=self._event.event_id,
+                attempt=self._event.attempt,
+                principal=call.principal,
+                reserved_prompt_tokens=self._input_tokens,
+                output_token_cap=self._cap,
+                timeout=max(self._deadline - self._clock.monotonic(), 0.001),
+                traceparent=call.traceparent,
+                request_id=call.request_id,
+                model=self._served,
+                requested_model=call.requested_model,
+                stream=call.stream,
+                endpoint=call.endpoint,
+                body=call.body,
+            ),
+            self._without,
+        )
+        stream.on_interrupt(self.interrupt)
+        return stream
+
+    def _move_on(self, *, written: bool) -> None:
+        """Gets ready for another replica, once. An attempt that may have reached one stays reserved: its lease decides."""
+        self._give_up_replica()
+        if len(self._without) > 1 or not self._replicas.has_other(self._served, self._without):
+            if not written:
+                self._release()
+            self._reserved = False
+            raise unavailable("inference", "The connection to the model was lost.")
+        if written:
+            self._leases.drop(self._event)
+            self._event = EventRef(self._event.event_id, self._event.attempt + 1)
+            self._revision = 0
+            self._reserved = False
+
+    def _refused(self, refused: Refused) -> None:
+        """Gets ready for another try where that helps. Raises the refusal where it does not."""
+        replica_is_busy = refused.error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.OVERLOADED)
+        self._give_up_replica(exclude=replica_is_busy)
+        if refused.prompt_tokens is not None and self._revision < _MOST_REVISIONS:
+            self._input_tokens = refused.prompt_tokens
+            self._revision += 1
+            self._reserved = False
+        elif not (
+            replica_is_busy and len(self._without) == 1 and self._replicas.has_other(self._served, self._without)
+        ):
+            self._release()
+            raise refused.error
+
+    def _give_up_replica(self, *, exclude: bool = True) -> None:
+        if self._stream is not None:
+            if exclude:
+                self._without.add(self._stream.replica)
+            self._stream.close()
+            self._stream = None
+
+    def _release(self) -> None:
+        self._reserved = False
+        self._quota.release(self._event)

@@ -1,0 +1,203 @@
+"""The services the edge calls, in its own terms. Besides `session.py`, the only file that knows gRPC's messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from edge.accounts import EventRef, RequestRecord, Reservation, ReserveResult
+from edge.coalescing import Coalescer, Shipper
+from edge.convert import (
+    broken_to_usage_event,
+    event_ref_to_proto,
+    model_from_proto,
+    record_to_proto,
+    reservation_to_proto,
+    reserve_result_from_proto,
+)
+from edge.generation import BrokenGeneration, ServedModel
+from naru.api.accounting.v1 import (
+    quota_service_pb2,
+    quota_service_pb2_grpc,
+    usage_service_pb2,
+    usage_service_pb2_grpc,
+)
+from naru.api.inference.v1 import (
+    generation_pb2,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+from naru.client import ServiceClient
+from naru.clock import Clock
+from naru.errors import NaruError, Reason, unavailable
+from naru.lifecycle import Background
+from naru.logs import get_logger
+
+_RESERVE_PATIENCE = 2.0
+_TIMEOUT = 5.0
+_HEALTH_TIMEOUT = 1.0
+_log = get_logger(__name__)
+
+
+class InferenceClient:
+    """One inference replica."""
+
+    def __init__(self, address: str, client: ServiceClient) -> None:
+        self.address = address
+        self._client = client
+        self._models = model_service_pb2_grpc.ModelServiceStub(client.channel)
+        self._inference = inference_service_pb2_grpc.InferenceServiceStub(client.channel)
+
+    async def list_models(self) -> dict[str, ServedModel]:
+        """The models it serves, by name. Raises NaruError."""
+        models: dict[str, ServedModel] = {}
+        token = ""
+        while True:
+            request = model_service_pb2.ListModelsRequest(page_token=token)
+            response = await self._client.call(self._models.ListModels, request, timeout=_TIMEOUT)
+            models |= {model.name: model_from_proto(model) for model in response.models}
+            token = response.next_page_token
+            if not token:
+                return models
+
+    def session(
+        self, messages: AsyncIterator[inference_service_pb2.GenerateSessionRequest]
+    ) -> AbstractAsyncContextManager[AsyncIterator[inference_service_pb2.GenerateSessionResponse]]:
+        """Opens a session that writes `messages`; iterating raises NaruError when it breaks."""
+        return self._client.stream(self._inference.GenerateSession, messages, timeout=None)
+
+    def generate(
+        self, generation: generation_pb2.Generation, *, timeout: float
+    ) -> AbstractAsyncContextManager[AsyncIterator[inference_service_pb2.GenerateResponse]]:
+        """Runs one request by a call of its own."""
+        request = inference_service_pb2.GenerateRequest(generation=generation)
+        return self._client.stream(self._inference.Generate, request, timeout=timeout)
+
+
+class QuotaClient:
+    """Implements `edge.gateway.Quota` with accounting's QuotaService."""
+
+    def __init__(
+        self, client: ServiceClient, clock: Clock, background: Background, *, dropped: Callable[[int], None]
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._stub = quota_service_pb2_grpc.QuotaServiceStub(client.channel)
+        self._reservations: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserve, background, most=256)
+        # A release older than its lease is of no use.
+        self.releases: Shipper[EventRef] = Shipper(
+            "releases", self._release, clock, interval=0.0, most=256, capacity=10_000, max_age=60.0, dropped=dropped
+        )
+
+    async def reserve(self, reservation: Reservation) -> ReserveResult:
+        """Asks for capacity; tries for 2 seconds. Raises NaruError SERVICE_UNAVAILABLE when accounting is away."""
+        return await self._reservations.ask(reservation)
+
+    def release(self, event: EventRef) -> None:
+        """Gives a reservation back, in the background."""
+        self.releases.put(event)
+
+    async def renew(self, events: Sequence[EventRef]) -> None:
+        """Extends the leases of `events`. Raises NaruError."""
+        for start in range(0, len(events), 4096):
+            items = [event_ref_to_proto(event) for event in events[start : start + 4096]]
+            request = quota_service_pb2.RenewRequest(items=items)
+            await self._client.call(self._stub.Renew, request, timeout=_TIMEOUT)
+
+    async def _reserve(self, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:
+        request = quota_service_pb2.ReserveRequest(items=[reservation_to_proto(item) for item in reservations])
+        deadline = self._clock.monotonic() + _RESERVE_PATIENCE
+        pause = 0.05
+        while True:
+            left = deadline - self._clock.monotonic()
+            try:
+                response = await self._client.call(self._stub.Reserve, request, timeout=max(left, 0.1))
+                return [reserve_result_from_proto(result) for result in response.results]
+            except NaruError as error:
+                if error.reason not in (Reason.SERVICE_UNAVAILABLE, Reason.DEADLINE_EXCEEDED):
+                    raise
+                if deadline - self._clock.monotonic() < pause:
+                    raise unavailable("accounting") from error
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _release(self, events: Sequence[EventRef]) -> None:
+        request = quota_service_pb2.ReleaseRequest(items=[event_ref_to_proto(event) for event in events])
+        await self._client.call(self._stub.Release, request, timeout=_TIMEOUT)
+
+
+class UsageClient:
+    """Reports to accounting's UsageService what the edge saw, in the background."""
+
+    def __init__(self, client: ServiceClient, clock: Clock, *, dropped: Callable[[str, int], None]) -> None:
+        self._client = client
+        self._stub = usage_service_pb2_grpc.UsageServiceStub(client.channel)
+        self.evidence: Shipper[BrokenGeneration] = Shipper(
+            "evidence",
+            self._record_usage,
+            clock,
+            interval=0.05,
+            most=1_024,
+            capacity=100_000,
+            max_age=600.0,
+            dropped=lambda number: dropped("evidence", number),
+        )
+        self.requests: Shipper[RequestRecord] = Shipper(
+            "request records",
+            self._record_requests,
+            clock,
+            interval=0.2,
+            most=4_096,
+            capacity=10_000,
+            max_age=60.0,
+            dropped=lambda number: dropped("request_record", number),
+        )
+
+    async def _record_usage(self, broken: Sequence[BrokenGeneration]) -> None:
+        events = [broken_to_usage_event(one) for one in broken]
+        request = usage_service_pb2.RecordUsageRequest(events=events)
+        response = await self._client.call(self._stub.RecordUsage, request, timeout=_TIMEOUT)
+        for event, result in zip(events, response.results, strict=False):
+            if result.status == usage_service_pb2.RECORD_USAGE_STATUS_REFUSED:
+                _log.error("evidence was refused", event_id=event.event_id, error=result.error.message)
+
+    async def _record_requests(self, records: Sequence[RequestRecord]) -> None:
+        request = usage_service_pb2.RecordRequestsRequest(records=[record_to_proto(record) for record in records])
+        await self._client.call(self._stub.RecordRequests, request, timeout=_TIMEOUT)
+
+
+class HealthProbe:
+    """Asks every service the edge depends on how it is.
+
+    Args:
+        clients: By the name to show.
+    """
+
+    def __init__(self, clients: Mapping[str, ServiceClient], clock: Clock) -> None:
+        self._clients = clients
+        self._clock = clock
+        self._states: dict[str, str] = {}
+        self._asked = float("-inf")
+        self._asking = asyncio.Lock()
+
+    async def states(self) -> dict[str, str]:
+        """Whether each is "ok" or "unavailable"; asked again after a second at the earliest, as anybody may ask."""
+        async with self._asking:
+            if self._clock.monotonic() - self._asked >= 1.0:
+                answers = await asyncio.gather(*map(self._ask, self._clients.values()))
+                self._states = dict(zip(self._clients, answers, strict=True))
+                self._asked = self._clock.monotonic()
+            return self._states
+
+    async def _ask(self, client: ServiceClient) -> str:
+        stub = health_pb2_grpc.HealthStub(client.channel)
+        try:
+            response = await client.call(stub.Check, health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT)
+        except NaruError:
+            return "unavailable"
+        return "ok" if response.status == health_pb2.HealthCheckResponse.SERVING else "unavailable"

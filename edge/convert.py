@@ -1,0 +1,231 @@
+"""Between the messages of the API and the edge's own types."""
+
+from __future__ import annotations
+
+from edge.accounts import EventRef, LimitKind, LimitState, LimitWindow, RequestRecord, Reservation, ReserveResult
+from edge.generation import (
+    Accepted,
+    BrokenGeneration,
+    Candidate,
+    Delta,
+    Endpoint,
+    Event,
+    Finished,
+    FinishOutcome,
+    GenerationRequest,
+    Logprob,
+    Refused,
+    ServedModel,
+)
+from naru.api.accounting.v1 import quota_service_pb2, usage_event_pb2
+from naru.api.inference.v1 import generation_pb2, inference_service_pb2, model_service_pb2
+from naru.convert import (
+    duration_from_proto,
+    duration_to_proto,
+    error_from_proto,
+    principal_to_proto,
+    reason_to_proto,
+    timestamp_from_proto,
+    timestamp_to_proto,
+    usage_from_proto,
+    usage_to_proto,
+)
+from naru.usage import Usage
+
+_ENDPOINTS = {
+    Endpoint.CHAT_COMPLETIONS: generation_pb2.ENDPOINT_CHAT_COMPLETIONS,
+    Endpoint.COMPLETIONS: generation_pb2.ENDPOINT_COMPLETIONS,
+}
+_OUTCOMES = {
+    generation_pb2.FINISH_OUTCOME_COMPLETED: FinishOutcome.COMPLETED,
+    generation_pb2.FINISH_OUTCOME_ABORTED: FinishOutcome.ABORTED,
+}
+_KINDS = {
+    quota_service_pb2.LIMIT_KIND_REQUESTS: LimitKind.REQUESTS,
+    quota_service_pb2.LIMIT_KIND_INPUT_TOKENS: LimitKind.INPUT_TOKENS,
+    quota_service_pb2.LIMIT_KIND_OUTPUT_TOKENS: LimitKind.OUTPUT_TOKENS,
+    quota_service_pb2.LIMIT_KIND_TOTAL_TOKENS: LimitKind.TOTAL_TOKENS,
+    quota_service_pb2.LIMIT_KIND_COST: LimitKind.COST,
+    quota_service_pb2.LIMIT_KIND_CONCURRENCY: LimitKind.CONCURRENCY,
+}
+_WINDOWS = {
+    quota_service_pb2.LIMIT_WINDOW_MINUTE: LimitWindow.MINUTE,
+    quota_service_pb2.LIMIT_WINDOW_HOUR: LimitWindow.HOUR,
+    quota_service_pb2.LIMIT_WINDOW_DAY: LimitWindow.DAY,
+    quota_service_pb2.LIMIT_WINDOW_MONTH: LimitWindow.MONTH,
+}
+
+
+def generation_to_proto(request: GenerationRequest) -> generation_pb2.Generation:
+    """The request on the wire."""
+    return generation_pb2.Generation(
+        event_id=request.event_id,
+        attempt=request.attempt,
+        principal=principal_to_proto(request.principal),
+        reserved_prompt_tokens=request.reserved_prompt_tokens,
+        output_token_cap=request.output_token_cap,
+        timeout=duration_to_proto(request.timeout),
+        traceparent=request.traceparent,
+        request_id=request.request_id,
+        model=request.model,
+        requested_model=request.requested_model,
+        stream=request.stream,
+        openai=generation_pb2.OpenAiInput(endpoint=_ENDPOINTS[request.endpoint], json=request.body),
+    )
+
+
+def event_from_proto(
+    message: inference_service_pb2.Frame | inference_service_pb2.GenerateResponse,
+) -> Event | None:
+    """What happened; None for an event that this build does not know."""
+    match message.WhichOneof("event"):
+        case "delta":
+            return _delta(message.delta)
+        case "finished":
+            finished = message.finished
+            return Finished(
+                outcome=_OUTCOMES.get(finished.outcome, FinishOutcome.FAILED),
+                usage=usage_from_proto(finished.usage),
+                error=error_from_proto(finished.error) if finished.HasField("error") else None,
+            )
+        case "accepted":
+            accepted = message.accepted
+            return Accepted(
+                model=accepted.model,
+                prompt_tokens=accepted.prompt_tokens,
+                choices=accepted.choices,
+                accept_time=timestamp_from_proto(accepted.accept_time),
+            )
+        case "refused":
+            refused = message.refused
+            return Refused(
+                error=error_from_proto(refused.error),
+                prompt_tokens=refused.prompt_tokens if refused.HasField("prompt_tokens") else None,
+            )
+        case _:
+            return None
+
+
+def _delta(delta: generation_pb2.Delta) -> Delta:
+    finish_reason = delta.finish_reason
+    logprobs = delta.logprobs
+    token_ids = delta.token_ids
+    if not (finish_reason or logprobs or token_ids):
+        # Nearly all deltas of nearly all streams are this one.
+        return Delta(delta.choice_index, delta.text, delta.completion_tokens)
+    return Delta(
+        choice_index=delta.choice_index,
+        text=delta.text,
+        completion_tokens=delta.completion_tokens,
+        finish_reason=finish_reason,
+        stop_text=delta.stop_text,
+        stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
+        logprobs=tuple(
+            Logprob(_candidate(logprob.chosen), tuple(_candidate(candidate) for candidate in logprob.top))
+            for logprob in logprobs
+        ),
+        token_ids=tuple(token_ids),
+    )
+
+
+def _candidate(message: generation_pb2.TokenCandidate) -> Candidate:
+    return Candidate(message.token, message.logprob, message.token_id)
+
+
+def model_from_proto(message: model_service_pb2.Model) -> ServedModel:
+    """A served model."""
+    return ServedModel(
+        name=message.name,
+        owned_by=message.owned_by,
+        create_time=timestamp_from_proto(message.create_time),
+        context_tokens=message.context_tokens,
+    )
+
+
+def reservation_to_proto(reservation: Reservation) -> quota_service_pb2.Reservation:
+    """A reservation on the wire."""
+    return quota_service_pb2.Reservation(
+        event_id=reservation.event_id,
+        attempt=reservation.attempt,
+        revision=reservation.revision,
+        principal=principal_to_proto(reservation.principal),
+        client_address=reservation.client_address,
+        requested_model=reservation.requested_model,
+        served_model=reservation.served_model,
+        endpoint=reservation.endpoint,
+        input_tokens=reservation.input_tokens,
+        output_tokens=reservation.output_tokens,
+        request_id=reservation.request_id,
+    )
+
+
+def reserve_result_from_proto(message: quota_service_pb2.ReserveResult) -> ReserveResult:
+    """The decision on a reservation."""
+    grant = message.grant
+    return ReserveResult(
+        refusal=error_from_proto(message.refusal) if message.HasField("refusal") else None,
+        output_token_cap=grant.output_token_cap if grant.HasField("output_token_cap") else None,
+        limits=tuple(
+            LimitState(
+                scope=state.scope,
+                kind=_KINDS[state.kind],
+                window=_WINDOWS.get(state.window, LimitWindow.NONE),
+                limit=state.limit,
+                remaining=state.remaining,
+                reset_delay=duration_from_proto(state.reset_delay),
+            )
+            for state in message.limits
+            # A kind this build does not know has no header either.
+            if state.kind in _KINDS
+        ),
+    )
+
+
+def event_ref_to_proto(event: EventRef) -> quota_service_pb2.EventRef:
+    """Names an attempt on the wire."""
+    return quota_service_pb2.EventRef(event_id=event.event_id, attempt=event.attempt)
+
+
+def broken_to_usage_event(broken: BrokenGeneration) -> usage_event_pb2.UsageEvent:
+    """The edge's report of what it delivered before a session broke."""
+    request = broken.request
+    return usage_event_pb2.UsageEvent(
+        event_id=request.event_id,
+        attempt=request.attempt,
+        evidence=usage_event_pb2.EVIDENCE_DELIVERED,
+        accuracy=usage_event_pb2.ACCURACY_ESTIMATED,
+        principal=principal_to_proto(request.principal),
+        requested_model=request.requested_model,
+        served_model=request.model,
+        endpoint=request.endpoint,
+        usage=usage_to_proto(
+            Usage(prompt_tokens=broken.accepted.prompt_tokens, completion_tokens=broken.completion_tokens)
+        ),
+        outcome=usage_event_pb2.OUTCOME_FAILED,
+        accept_time=timestamp_to_proto(broken.accepted.accept_time),
+        end_time=timestamp_to_proto(broken.break_time),
+        request_id=request.request_id,
+    )
+
+
+def record_to_proto(record: RequestRecord) -> usage_event_pb2.RequestRecord:
+    """A line of the request log on the wire."""
+    message = usage_event_pb2.RequestRecord(
+        event_id=record.event_id,
+        request_id=record.request_id,
+        endpoint=record.endpoint,
+        requested_model=record.requested_model,
+        status=record.status,
+        start_time=timestamp_to_proto(record.start_time),
+        duration_us=round(record.duration * 1_000_000),
+        first_byte_us=round(record.first_byte * 1_000_000),
+        request_bytes=record.request_bytes,
+        response_bytes=record.response_bytes,
+        stream=record.stream,
+        trace_id=record.trace_id,
+    )
+    if record.principal is not None:
+        message.principal.CopyFrom(principal_to_proto(record.principal))
+    if record.reason is not None:
+        message.reason = reason_to_proto(record.reason)
+    return message

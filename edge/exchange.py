@@ -1,0 +1,47 @@
+"""What the edge knows of one HTTP request while it answers it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from edge.ports import Progress
+from naru.errors import Reason
+from naru.identity import Principal
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Filled in as the request goes on; read by headers, log, metrics and the request log.
+
+    Attributes:
+        endpoint: The canonical path, such as "/v1/chat/completions", whichever alias was called.
+        api: Whether it belongs in the request log.
+        started: Monotonic seconds.
+        start_time: Seconds since the Unix epoch.
+        auth_seconds: Time it took to know who asks.
+        first_byte: Seconds from the start to the first byte of the body; 0 when there was none.
+        status: HTTP status; 499 when the client went away before any.
+    """
+
+    request_id: str
+    endpoint: str
+    api: bool
+    started: float
+    start_time: float
+    client_address: str = ""
+    principal: Principal | None = None
+    requested_model: str = ""
+    stream: bool = False
+    progress: Progress = field(default_factory=Progress)
+    auth_seconds: float = 0.0
+    first_byte: float = 0.0
+    request_bytes: int = 0
+    response_bytes: int = 0
+    status: int = 0
+    reason: Reason | None = None
+    trace_id: str = ""
+
+
+EXCHANGE = web.RequestKey("exchange", Exchange)

@@ -1,0 +1,78 @@
+"""The HTTP server: aiohttp's, with its own errors in OpenAI's shape too."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from edge.http_errors import plain_error
+from edge.middleware import SECURITY_HEADERS, to_response
+from naru.ids import new_request_id
+
+
+class _Connection(RequestHandler):
+    """One connection."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answers what is no HTTP request at all: the application never sees those."""
+        if request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        if isinstance(exc, LineTooLong):
+            error = plain_error(431, "The request line or a header is too long.", "headers_too_large")
+        elif status < 500:
+            error = plain_error(status, "The request is not valid HTTP.", "bad_request")
+        else:
+            error = plain_error(status, "Something went wrong on our side.", "internal_error")
+        response = to_response(error)
+        response.headers.update(SECURITY_HEADERS)
+        response.headers["X-Request-Id"] = new_request_id()
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    """Makes connections of our kind; `options` are those of aiohttp's request handler."""
+
+    def __init__(self, server: web.Server, options: dict[str, object]) -> None:
+        super().__init__(
+            server.request_handler,
+            request_factory=server.request_factory,
+            handler_cancellation=server.handler_cancellation,
+        )
+        self._options = options
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._options)  # type: ignore[arg-type] # aiohttp's own
+
+
+class Listener(web.AppRunner):
+    """Runs the application.
+
+    Args:
+        max_header_bytes: Most bytes of the request line and of each header.
+    """
+
+    __slots__ = ("_options",)
+
+    def __init__(self, app: web.Application, *, max_header_bytes: int, shutdown_timeout: float) -> None:
+        super().__init__(app, access_log=None, handler_cancellation=True, shutdown_timeout=shutdown_timeout)
+        self._options: dict[str, object] = {
+            "access_log": None,
+            "max_line_size": max_header_bytes,
+            "max_field_size": max_header_bytes,
+            "keepalive_timeout": 75.0,
+        }
+
+    async def _make_server(self) -> web.Server:
+        return _Server(await super()._make_server(), self._options)

@@ -1,0 +1,1 @@
+"""OpenAI's wire shapes, pure: bytes in, dataclasses out; events in, bytes out."""

@@ -1,0 +1,176 @@
+"""What chat completions and completions have in common: usage, logprobs, and collecting a whole answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from edge.generation import Candidate, Delta, Logprob
+from naru.usage import Usage
+
+SERVICE_FINISH_REASONS = ("abort", "error")
+"""Reasons OpenAI does not have: the service ended the choice, and an error follows."""
+_LEAST_LOGPROB = -9999.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """What is the same in every part of one answer.
+
+    Attributes:
+        answer_id: Such as "chatcmpl-0198c7c28d6f7c39a1f56f1f60a7a4b1".
+        created: Seconds since the Unix epoch.
+        model: The model's name as the caller sees it.
+        choices: How many choices there are, over all prompts.
+        prompt_tokens: Tokens of all prompts.
+        include_usage: Whether a stream ends with a chunk that tells the usage.
+        continuous_usage: Whether every chunk tells the usage so far.
+        token_ids: Whether choices tell their token ids.
+        tokens_as_ids: Whether logprobs name tokens as "token_id:<id>".
+    """
+
+    answer_id: str
+    created: int
+    model: str
+    choices: int
+    prompt_tokens: int
+    include_usage: bool = False
+    continuous_usage: bool = False
+    token_ids: bool = False
+    tokens_as_ids: bool = False
+
+
+class AnswerStream(Protocol):
+    """Renders an answer as server-sent events."""
+
+    def start(self) -> bytes:
+        """What comes before any text; may be empty."""
+
+    def render(self, deltas: Iterable[Delta]) -> bytes:
+        """The events for what one step brought; may be empty."""
+
+    def finish(self, usage: Usage) -> bytes:
+        """What comes after all text, without the last event; may be empty."""
+
+
+class WholeAnswer(Protocol):
+    """Collects an answer and renders it as one JSON object."""
+
+    def add(self, deltas: Iterable[Delta]) -> None:
+        """Takes what one step brought."""
+
+    def render(self, usage: Usage) -> bytes:
+        """The JSON object."""
+
+
+@dataclass(slots=True)
+class CollectedChoice:
+    """One choice of an answer, so far."""
+
+    texts: list[str] = field(default_factory=list)
+    finish_reason: str = ""
+    stop_reason: str | int | None = None
+    logprobs: list[Logprob] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+
+class Collector:
+    """Collects the choices of an answer."""
+
+    def __init__(self, choices: int) -> None:
+        self.choices = [CollectedChoice() for _ in range(choices)]
+
+    def add(self, deltas: Iterable[Delta]) -> None:
+        """Takes what one step brought."""
+        for delta in deltas:
+            choice = self.choices[delta.choice_index]
+            choice.texts.append(delta.text)
+            choice.logprobs.extend(delta.logprobs)
+            choice.token_ids.extend(delta.token_ids)
+            if delta.finish_reason:
+                choice.finish_reason = delta.finish_reason
+                choice.stop_reason = stop_reason(delta)
+
+
+class TokenTally:
+    """Sums what choices generated so far, for continuous usage."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._by_choice: dict[int, int] = {}
+        self._total = 0
+
+    def usage(self, delta: Delta) -> Usage:
+        """The usage with `delta` in it."""
+        self._total += delta.completion_tokens - self._by_choice.get(delta.choice_index, 0)
+        self._by_choice[delta.choice_index] = delta.completion_tokens
+        return Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self._total)
+
+
+def stop_reason(delta: Delta) -> str | int | None:
+    """The stop text or token that ended a choice, vLLM's addition to OpenAI's shape."""
+    return delta.stop_text or delta.stop_token_id
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """`usage` as OpenAI shows it."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def chat_logprobs(logprobs: Sequence[Logprob], *, as_ids: bool) -> dict[str, Any] | None:
+    """Logprobs as chat completions show them; None when there are none."""
+    if not logprobs:
+        return None
+    return {
+        "content": [
+            {
+                **_chat_candidate(logprob.chosen, as_ids=as_ids),
+                "top_logprobs": [_chat_candidate(candidate, as_ids=as_ids) for candidate in logprob.top],
+            }
+            for logprob in logprobs
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(logprobs: Sequence[Logprob], *, offset: int, as_ids: bool) -> dict[str, Any] | None:
+    """Logprobs as completions show them; None when there are none. `offset`: characters of the choice before them."""
+    if not logprobs:
+        return None
+    offsets = []
+    for logprob in logprobs:
+        offsets.append(offset)
+        offset += len(logprob.chosen.token)
+    return {
+        "text_offset": offsets,
+        "tokens": [_name(logprob.chosen, as_ids=as_ids) for logprob in logprobs],
+        "token_logprobs": [_finite(logprob.chosen.logprob) for logprob in logprobs],
+        "top_logprobs": [
+            {_name(candidate, as_ids=as_ids): _finite(candidate.logprob) for candidate in logprob.top}
+            for logprob in logprobs
+        ],
+    }
+
+
+def _chat_candidate(candidate: Candidate, *, as_ids: bool) -> dict[str, Any]:
+    return {
+        "token": _name(candidate, as_ids=as_ids),
+        "logprob": _finite(candidate.logprob),
+        "bytes": list(candidate.token.encode()),
+    }
+
+
+def _name(candidate: Candidate, *, as_ids: bool) -> str:
+    return f"token_id:{candidate.token_id}" if as_ids else candidate.token
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for a token that cannot come."""
+    return max(logprob, _LEAST_LOGPROB)

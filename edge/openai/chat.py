@@ -1,0 +1,137 @@
+"""The answers of /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from edge.generation import Delta
+from edge.openai.answers import (
+    SERVICE_FINISH_REASONS,
+    AnswerOptions,
+    Collector,
+    TokenTally,
+    chat_logprobs,
+    stop_reason,
+    usage_object,
+)
+from naru.usage import Usage
+
+_encode = msgspec.json.encode
+
+
+class ChatStream:
+    """Renders chunks. All that is the same in every chunk is built once; per chunk only the text is escaped."""
+
+    def __init__(self, options: AnswerOptions) -> None:
+        self._options = options
+        self._tally = TokenTally(options.prompt_tokens)
+        self._head = (
+            b'data: {"id":'
+            + _encode(options.answer_id)
+            + b',"object":"chat.completion.chunk","created":%d,"model":' % options.created
+            + _encode(options.model)
+            + b',"choices":['
+        )
+        self._tail = b'],"usage":null}\n\n' if options.include_usage else b"]}\n\n"
+        self._prefixes = [self._head + b'{"index":%d,"delta":{"content":' % index for index in range(options.choices)]
+        self._suffix = b'},"logprobs":null,"finish_reason":null}' + self._tail
+        self._plain = not (options.continuous_usage or options.token_ids)
+
+    def start(self) -> bytes:
+        """The role of every choice."""
+        tail = self._usage_tail(Usage(prompt_tokens=self._options.prompt_tokens))
+        return b"".join(
+            self._head
+            + b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' % index
+            + tail
+            for index in range(self._options.choices)
+        )
+
+    def render(self, deltas: Iterable[Delta]) -> bytes:
+        """A chunk for each delta with something to tell, and one for each choice that ended."""
+        chunks = []
+        for delta in deltas:
+            if self._plain and not delta.finish_reason and not delta.logprobs:
+                if delta.text:
+                    chunks.append(self._prefixes[delta.choice_index] + _encode(delta.text) + self._suffix)
+            else:
+                chunks.append(self._full(delta))
+        return b"".join(chunks)
+
+    def finish(self, usage: Usage) -> bytes:
+        """The usage, when it was asked for."""
+        if not self._options.include_usage:
+            return b""
+        return self._head + b'],"usage":' + _encode(usage_object(usage)) + b"}\n\n"
+
+    def _full(self, delta: Delta) -> bytes:
+        options = self._options
+        tail = self._usage_tail(self._tally.usage(delta)) if options.continuous_usage else self._tail
+        chunks = b""
+        if delta.text or delta.logprobs or (options.token_ids and delta.token_ids):
+            choice = {
+                "index": delta.choice_index,
+                "delta": {"content": delta.text},
+                "logprobs": chat_logprobs(delta.logprobs, as_ids=options.tokens_as_ids),
+                "finish_reason": None,
+            }
+            if options.token_ids:
+                choice["token_ids"] = delta.token_ids
+            chunks = self._head + _encode(choice) + tail
+        if delta.finish_reason and delta.finish_reason not in SERVICE_FINISH_REASONS:
+            end = {
+                "index": delta.choice_index,
+                "delta": {},
+                "logprobs": None,
+                "finish_reason": delta.finish_reason,
+                "stop_reason": stop_reason(delta),
+            }
+            chunks += self._head + _encode(end) + tail
+        return chunks
+
+    def _usage_tail(self, usage: Usage) -> bytes:
+        if not self._options.continuous_usage:
+            return self._tail
+        return b'],"usage":' + _encode(usage_object(usage)) + b"}\n\n"
+
+
+class ChatAnswer(Collector):
+    """Collects a chat completion."""
+
+    def __init__(self, options: AnswerOptions) -> None:
+        super().__init__(options.choices)
+        self._options = options
+
+    def render(self, usage: Usage) -> bytes:
+        """The `chat.completion` object."""
+        options = self._options
+        choices = []
+        for index, choice in enumerate(self.choices):
+            shown = {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+                "logprobs": chat_logprobs(choice.logprobs, as_ids=options.tokens_as_ids),
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+            }
+            if options.token_ids:
+                shown["token_ids"] = choice.token_ids
+            choices.append(shown)
+        return _encode(
+            {
+                "id": options.answer_id,
+                "object": "chat.completion",
+                "created": options.created,
+                "model": options.model,
+                "choices": choices,
+                "usage": usage_object(usage),
+                "system_fingerprint": None,
+            }
+        )
+
+
+def answer_id(event_id: str) -> str:
+    """The id of the answer to the request of this event."""
+    return "chatcmpl-" + event_id.replace("-", "")

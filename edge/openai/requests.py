@@ -1,0 +1,222 @@
+"""Reads of an OpenAI request what the edge itself decides on. The bytes go on to inference untouched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from naru.errors import NaruError, Reason, invalid_argument
+
+COMPLETION_DEFAULT_MAX_TOKENS = 16
+"""What /v1/completions generates per choice when the request does not say."""
+MAX_CHOICES = 128
+"""Most choices per prompt."""
+MAX_TOKENS = 2**31 - 1
+"""Most that max_tokens may say."""
+_IMAGE_TOKENS = 1_024
+_TEMPLATE_TOKENS = 32
+
+_BASE64 = re.compile(rb";base64,[A-Za-z0-9+/=_\\-]*")
+_ASCII = bytes(range(128))
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_MISMATCH = re.compile(r"^Expected `([^`]+)`(?:, got `([^`]+)`)?")
+_TYPE_NAMES = {
+    "bool": "a boolean",
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "object": "an object",
+    "array": "an array",
+    "null": "null",
+}
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class _Common(msgspec.Struct):
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+
+class _Chat(_Common):
+    max_completion_tokens: int | None = None
+    messages: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+
+
+class _Completion(_Common):
+    prompt: str | list[str | int | list[int]] | None = None
+
+
+_Request = TypeVar("_Request", bound=_Common)
+_CHAT = msgspec.json.Decoder(_Chat)
+_COMPLETION = msgspec.json.Decoder(_Completion)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAiRequest:
+    """What the edge knows of a request.
+
+    Attributes:
+        model: The model as the caller named it.
+        stream: Whether to answer with server-sent events.
+        include_usage: Whether a stream ends with a chunk that tells the usage.
+        continuous_usage: Whether every chunk of a stream tells the usage so far.
+        input_tokens: Estimate of the prompt tokens, leaning upwards.
+        output_tokens: Most tokens that can be generated over all prompts and choices; 0 when the request does not say.
+        token_ids: Whether choices tell their token ids.
+        tokens_as_ids: Whether logprobs name tokens as "token_id:<id>".
+        body: The JSON as it came.
+    """
+
+    model: str
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    input_tokens: int
+    output_tokens: int
+    token_ids: bool
+    tokens_as_ids: bool
+    body: bytes
+
+
+def parse_chat(body: bytes, *, stream: bool | None = None) -> OpenAiRequest:
+    """Reads a body of /v1/chat/completions.
+
+    Args:
+        body: The JSON.
+        stream: Overrules the default for a body that does not say; None takes OpenAI's, which is False.
+
+    Raises NaruError INVALID_ARGUMENT naming the field.
+    """
+    request = _decode(_CHAT, body)
+    if not bytes(request.messages).startswith(b"["):
+        if bytes(request.messages):
+            raise invalid_argument("messages", "Invalid type for 'messages': expected an array of objects.")
+        raise invalid_argument("messages", "Missing required parameter: 'messages'.")
+    field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    cap = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    estimate = estimate_prompt_tokens(bytes(request.messages)) + len(bytes(request.tools)) * 2 // 5
+    return _common(request, body, stream=stream, cap=_checked_cap(field, cap), prompts=1, input_tokens=estimate)
+
+
+def parse_completion(body: bytes, *, stream: bool | None = None) -> OpenAiRequest:
+    """Reads a body of /v1/completions; as `parse_chat`."""
+    request = _decode(_COMPLETION, body)
+    prompts, input_tokens = _measure_prompt(request.prompt)
+    cap = _checked_cap("max_tokens", request.max_tokens) or COMPLETION_DEFAULT_MAX_TOKENS
+    return _common(request, body, stream=stream, cap=cap, prompts=prompts, input_tokens=input_tokens)
+
+
+def estimate_prompt_tokens(text: bytes) -> int:
+    r"""Estimates the tokens of a prompt from its UTF-8 or JSON bytes, leaning upwards.
+
+    Two tokens per five bytes of ASCII (English has four to five bytes per token, dense code a little over two), one per
+    byte of everything else and three per \u escape (a small tokenizer takes nearly three tokens for a Korean syllable of
+    three bytes), 1,024 per embedded base64 medium instead of its bytes, and 32 for what a chat template adds. Too low an
+    estimate, as for a page of digits, costs a second reservation; too high a one only holds capacity until the request
+    is settled.
+    """
+    media = 0
+    if b";base64," in text:
+        text, media = _BASE64.subn(b"", text)
+    wide = len(text.translate(None, _ASCII))
+    escapes = text.count(b"\\u")
+    narrow = max(0, len(text) - wide - 6 * escapes)
+    return _TEMPLATE_TOKENS + (2 * narrow + 4) // 5 + wide + 3 * escapes + media * _IMAGE_TOKENS
+
+
+def _measure_prompt(prompt: str | list[str | int | list[int]] | None) -> tuple[int, int]:
+    """How many prompts there are, and about how many tokens they have together."""
+    if prompt is None:
+        return 1, _TEMPLATE_TOKENS
+    if isinstance(prompt, str):
+        return 1, estimate_prompt_tokens(prompt.encode())
+    if all(isinstance(part, int) for part in prompt):
+        return 1, len(prompt)
+    if any(isinstance(part, int) for part in prompt):
+        raise invalid_argument("prompt", "Invalid 'prompt': token ids and texts cannot be mixed in one array.")
+    texts = [part for part in prompt if isinstance(part, str)]
+    lists = [part for part in prompt if isinstance(part, list)]
+    return len(prompt), sum(estimate_prompt_tokens(text.encode()) for text in texts) + sum(map(len, lists))
+
+
+def _checked_cap(field: str, cap: int | None) -> int:
+    """The cap, or 0 when the request sets none."""
+    if cap is None:
+        return 0
+    if not 1 <= cap <= MAX_TOKENS:
+        raise invalid_argument(field, f"Invalid value for '{field}': {cap}. Must be between 1 and {MAX_TOKENS}.")
+    return cap
+
+
+def _decode(decoder: msgspec.json.Decoder[_Request], body: bytes) -> _Request:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _wrong_type(str(error)) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise NaruError(
+            Reason.INVALID_ARGUMENT,
+            "We could not parse the JSON body of your request. The API expects a JSON payload, but what was sent was not"
+            " valid JSON.",
+        ) from None
+
+
+def _wrong_type(text: str) -> NaruError:
+    """Says what msgspec says, in the words OpenAI uses. Holds types and field names only, never values."""
+    path = _PATH.search(text)
+    field = path[1] if path else ""
+    mismatch = _MISMATCH.match(text)
+    if mismatch is None:
+        return invalid_argument(field, f"Invalid value for '{field}'.")
+    expected = " or ".join(_TYPE_NAMES.get(name, name) for name in mismatch[1].split(" | ") if name != "null")
+    got = f", but got {_TYPE_NAMES.get(mismatch[2], mismatch[2])} instead" if mismatch[2] else ""
+    if not field:
+        return NaruError(Reason.INVALID_ARGUMENT, f"The JSON body of the request must be {expected}{got}.")
+    return invalid_argument(field, f"Invalid type for '{field}': expected {expected}{got}.")
+
+
+def _common(
+    request: _Common,
+    body: bytes,
+    *,
+    stream: bool | None,
+    cap: int,
+    prompts: int,
+    input_tokens: int,
+) -> OpenAiRequest:
+    if not request.model:
+        raise invalid_argument("model", "you must provide a model parameter")
+    choices = 1 if request.n is None else request.n
+    if not 1 <= choices <= MAX_CHOICES:
+        raise invalid_argument("n", f"Invalid value for 'n': {choices}. Must be between 1 and {MAX_CHOICES}.")
+    streams = request.stream if request.stream is not None else bool(stream)
+    options = request.stream_options
+    if options is not None and not streams:
+        raise invalid_argument(
+            "stream_options", "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+        )
+    include_usage = bool(options and options.include_usage)
+    return OpenAiRequest(
+        model=request.model,
+        stream=streams,
+        include_usage=include_usage,
+        continuous_usage=include_usage and bool(options and options.continuous_usage_stats),
+        input_tokens=input_tokens,
+        output_tokens=prompts * choices * cap,
+        token_ids=bool(request.return_token_ids),
+        tokens_as_ids=bool(request.return_tokens_as_token_ids),
+        body=body,
+    )

@@ -1,0 +1,106 @@
+"""What the gateway asks of the world, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edge.accounts import EventRef, LimitState, Reservation, ReserveResult
+from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel
+from naru.identity import Principal
+from naru.usage import Usage
+
+
+class Authenticator(Protocol):
+    """Knows whose credential it is."""
+
+    def known(self, credential: str, client_address: str = "") -> Principal | None:
+        """Who it is, if that is known without asking."""
+
+    async def authenticate(self, credential: str, client_address: str = "") -> Principal:
+        """Who it is. Raises NaruError INVALID_API_KEY, PERMISSION_DENIED or SERVICE_UNAVAILABLE."""
+
+
+class Quota(Protocol):
+    """Decides whether a request may be made."""
+
+    async def reserve(self, reservation: Reservation) -> ReserveResult:
+        """Takes capacity. Raises NaruError SERVICE_UNAVAILABLE when nobody can decide."""
+
+    def release(self, event: EventRef) -> None:
+        """Gives back what an attempt reserved; does not wait."""
+
+    async def renew(self, events: Sequence[EventRef]) -> None:
+        """Extends leases by 60 seconds. Raises NaruError."""
+
+
+class Replicas(Protocol):
+    """Runs requests."""
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """All models that can be asked for now. Raises NaruError SERVICE_UNAVAILABLE."""
+
+    def check(self, model: str) -> None:
+        """Raises NaruError MODEL_NOT_FOUND or SERVICE_UNAVAILABLE unless `model` can be served now."""
+
+    def submit(self, request: GenerationRequest, without: Collection[str] = ()) -> GenerationStream:
+        """Begins a request at a replica that is not in `without`. Raises NaruError SERVICE_UNAVAILABLE."""
+
+    def has_other(self, model: str, without: Collection[str]) -> bool:
+        """Whether a replica that is not in `without` can serve `model` now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a client asks for.
+
+    Attributes:
+        input_tokens: Estimate of the prompt tokens, leaning upwards.
+        output_tokens: Most tokens that can be generated; 0 when the request does not say.
+        body: The client's JSON, untouched.
+    """
+
+    request_id: str
+    principal: Principal
+    client_address: str
+    endpoint: Endpoint
+    requested_model: str
+    stream: bool
+    input_tokens: int
+    output_tokens: int
+    traceparent: str
+    body: bytes
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is known of a request so far; filled in by the gateway for headers, log and metrics.
+
+    Attributes:
+        reserve_seconds: Time the reservation took.
+        limits: Where the caller's limits stand, tightest first.
+    """
+
+    event_id: str = ""
+    served_model: str = ""
+    reserve_seconds: float = 0.0
+    limits: tuple[LimitState, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayPolicy:
+    """What an operator may choose.
+
+    Attributes:
+        model_aliases: Served model by the name a client may ask for instead.
+        request_timeout: Seconds a request may take.
+        timeout_margin: Seconds that inference gets to say that time is up before the edge says it.
+        admit_without_accounting: Whether requests go on, unreserved and logged, while accounting is away.
+    """
+
+    model_aliases: Mapping[str, str] = field(default_factory=dict)
+    request_timeout: float = 600.0
+    timeout_margin: float = 5.0
+    admit_without_accounting: bool = False

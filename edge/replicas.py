@@ -1,0 +1,95 @@
+"""Which replica serves a request, and which models there are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from edge.generation import GenerationRequest, GenerationStream, ServedModel
+from naru.errors import NaruError, Reason, unavailable
+
+
+class Replica(Protocol):
+    """One inference replica."""
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether requests can be submitted right now."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new requests because it is about to stop."""
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """What it serves, or served when it was last seen."""
+
+    @property
+    def outstanding(self) -> int:
+        """Requests of this edge that it has not ended."""
+
+    @property
+    def load(self) -> int:
+        """Requests of all callers in its engine, as it last said."""
+
+    def submit(self, request: GenerationRequest) -> GenerationStream:
+        """Begins a request."""
+
+
+class ReplicaPool:
+    """Implements `edge.gateway.Replicas`: the least busy of the connected replicas that serve the model."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._replicas = replicas
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """All models that can be asked for now, by name. Raises NaruError SERVICE_UNAVAILABLE when no replica is up."""
+        up = [replica for replica in self._replicas if replica.connected]
+        if not up:
+            raise _unavailable()
+        models = {name: model for replica in up for name, model in replica.models.items()}
+        return tuple(models[name] for name in sorted(models))
+
+    def check(self, model: str) -> None:
+        """Raises NaruError unless `model` can be served now: MODEL_NOT_FOUND, or SERVICE_UNAVAILABLE if that may pass."""
+        if self._able(model, ()):
+            return
+        served_before = any(model in replica.models for replica in self._replicas)
+        if served_before or not any(replica.connected for replica in self._replicas):
+            raise _unavailable()
+        raise model_not_found(model)
+
+    def submit(self, request: GenerationRequest, without: Collection[str] = ()) -> GenerationStream:
+        """Begins `request` at the least busy replica that is not in `without`. Raises NaruError SERVICE_UNAVAILABLE."""
+        able = self._able(request.model, without)
+        if not able:
+            raise _unavailable()
+        return min(able, key=lambda replica: (replica.outstanding, replica.load)).submit(request)
+
+    def has_other(self, model: str, without: Collection[str]) -> bool:
+        """Whether a replica that is not in `without` can serve `model` now."""
+        return bool(self._able(model, without))
+
+    def _able(self, model: str, without: Collection[str]) -> list[Replica]:
+        return [
+            replica
+            for replica in self._replicas
+            if replica.connected and not replica.draining and model in replica.models and replica.address not in without
+        ]
+
+
+def model_not_found(model: str) -> NaruError:
+    """The error for a model that is not served, or not to this caller."""
+    return NaruError(
+        Reason.MODEL_NOT_FOUND,
+        f"The model `{model}` does not exist or you do not have access to it.",
+        metadata={"model": model},
+    )
+
+
+def _unavailable() -> NaruError:
+    return unavailable("inference", "The model is not available right now.", retry_after=2.0)

@@ -1,0 +1,1 @@
+"""The HTTP routes: each reads a request, asks the gateway, and answers."""

@@ -1,0 +1,70 @@
+"""What every API route does first: find out who asks, and read what they sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from edge.exchange import EXCHANGE
+from edge.gateway import Gateway
+from naru.clock import Clock
+from naru.errors import NaruError, Reason
+from naru.identity import Principal
+
+
+class Access:
+    """Reads credentials and bodies.
+
+    Args:
+        max_body_bytes: Most bytes of a body.
+        body_timeout: Seconds a client may take to send it.
+    """
+
+    def __init__(self, gateway: Gateway, clock: Clock, *, max_body_bytes: int, body_timeout: float) -> None:
+        self._gateway = gateway
+        self._clock = clock
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout = body_timeout
+
+    async def authenticate(self, request: web.Request) -> Principal:
+        """Who asks. Raises NaruError as `Gateway.authenticate`."""
+        exchange = request[EXCHANGE]
+        started = self._clock.monotonic()
+        try:
+            principal = await self._gateway.authenticate(_credential(request), exchange.client_address)
+        finally:
+            exchange.auth_seconds = self._clock.monotonic() - started
+        exchange.principal = principal
+        return principal
+
+    async def read_body(self, request: web.Request) -> bytes:
+        """The body. Raises NaruError PAYLOAD_TOO_LARGE, and HTTPRequestTimeout when it comes too slowly."""
+        if (request.content_length or 0) > self._max_body_bytes:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                body = await request.read()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(reason="The request's body did not come in time.") from None
+        except web.HTTPRequestEntityTooLarge:
+            raise self._too_large() from None
+        except web.RequestPayloadError:
+            raise NaruError(Reason.INVALID_ARGUMENT, "The request's body is malformed.") from None
+        request[EXCHANGE].request_bytes = len(body)
+        return body
+
+    def _too_large(self) -> NaruError:
+        return NaruError(
+            Reason.PAYLOAD_TOO_LARGE,
+            f"The request's body is larger than {self._max_body_bytes} bytes.",
+            metadata={"limit_bytes": str(self._max_body_bytes)},
+        )
+
+
+def _credential(request: web.Request) -> str:
+    """The credential, from whichever header clients put it in; empty when there is none."""
+    scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credential.strip():
+        return credential.strip()
+    return request.headers.get("X-Api-Key", "").strip() or request.headers.get("Api-Key", "").strip()

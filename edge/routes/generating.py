@@ -1,0 +1,185 @@
+"""How a request that generates is answered, as a stream or whole; the same for every endpoint that does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from edge import sse
+from edge.attempts import Generation
+from edge.exchange import EXCHANGE, Exchange
+from edge.gateway import Gateway, check_endpoint
+from edge.generation import Endpoint
+from edge.http_errors import error_body
+from edge.metrics import EdgeMetrics
+from edge.openai.answers import AnswerOptions, AnswerStream, WholeAnswer
+from edge.openai.requests import OpenAiRequest
+from edge.ports import Call
+from edge.routes.access import Access
+from naru.clock import Clock
+from naru.errors import NaruError, Reason
+from naru.tracing import current_traceparent
+
+_LAST_WORDS_SECONDS = 1.0
+_STREAM_HEADERS = {"Content-Type": sse.CONTENT_TYPE, "X-Accel-Buffering": "no"}
+
+
+class Slots:
+    """How many requests may generate at the same time in this process."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Holds a slot inside the block. Raises NaruError OVERLOADED when there is none."""
+        if self._free <= 0:
+            raise NaruError(
+                Reason.OVERLOADED,
+                "The server is busy. Please try again in a moment.",
+                metadata={"service": "edge"},
+                retry_after=1.0,
+            )
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an endpoint's requests and answers look."""
+
+    endpoint: Endpoint
+    parse: Callable[..., OpenAiRequest]
+    answer_id: Callable[[str], str]
+    stream: Callable[[AnswerOptions], AnswerStream]
+    whole: Callable[[AnswerOptions], WholeAnswer]
+
+
+class GeneratingRoute:
+    """Answers one endpoint; all such routes share `slots`."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        access: Access,
+        gateway: Gateway,
+        slots: Slots,
+        clock: Clock,
+        metrics: EdgeMetrics,
+    ) -> None:
+        self._shape = shape
+        self._access = access
+        self._gateway = gateway
+        self._slots = slots
+        self._clock = clock
+        self._metrics = metrics
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """As OpenAI does: streams when the body says so."""
+        return await self._answer(request, stream=None)
+
+    async def answer_streaming(self, request: web.Request) -> web.StreamResponse:
+        """Streams unless the body says not to."""
+        return await self._answer(request, stream=True)
+
+    async def _answer(self, request: web.Request, *, stream: bool | None) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        principal = await self._access.authenticate(request)
+        check_endpoint(principal, self._shape.endpoint)
+        with self._slots.take():
+            body = await self._access.read_body(request)
+            parsed = self._shape.parse(body, stream=stream)
+            exchange.requested_model = parsed.model
+            exchange.stream = parsed.stream
+            call = Call(
+                request_id=exchange.request_id,
+                principal=principal,
+                client_address=exchange.client_address,
+                endpoint=self._shape.endpoint,
+                requested_model=parsed.model,
+                stream=parsed.stream,
+                input_tokens=parsed.input_tokens,
+                output_tokens=parsed.output_tokens,
+                traceparent=current_traceparent(),
+                body=parsed.body,
+            )
+            if parsed.stream:
+                return await self._stream(request, call, parsed)
+            return await self._whole(exchange, call, parsed)
+
+    async def _whole(self, exchange: Exchange, call: Call, parsed: OpenAiRequest) -> web.Response:
+        async with self._gateway.generate(call, exchange.progress) as generation:
+            answer = self._shape.whole(self._options(exchange, generation, parsed))
+            async for deltas in generation.deltas():
+                answer.add(deltas)
+        return web.Response(body=answer.render(exchange.progress.usage), content_type="application/json")
+
+    async def _stream(self, request: web.Request, call: Call, parsed: OpenAiRequest) -> web.StreamResponse:
+        exchange = request[EXCHANGE]
+        response = web.StreamResponse(headers=_STREAM_HEADERS)
+        try:
+            async with self._gateway.generate(call, exchange.progress) as generation:
+                exchange.status = 200
+                await response.prepare(request)
+                await self._write_answer(response, exchange, generation, parsed)
+        except NaruError as error:
+            if not response.prepared:
+                exchange.status = 0
+                raise
+            exchange.reason = error.reason
+            await _break_off(request, response, error)
+        else:
+            await response.write_eof()
+        return response
+
+    async def _write_answer(
+        self, response: web.StreamResponse, exchange: Exchange, generation: Generation, parsed: OpenAiRequest
+    ) -> None:
+        answer = self._shape.stream(self._options(exchange, generation, parsed))
+        chunk = answer.start()
+        if chunk:
+            exchange.response_bytes += len(chunk)
+            await response.write(chunk)
+        async for deltas in generation.deltas():
+            chunk = answer.render(deltas) if deltas else sse.KEEP_ALIVE
+            if deltas and not exchange.first_byte:
+                exchange.first_byte = self._clock.monotonic() - exchange.started
+                self._metrics.first.labels(exchange.endpoint).observe(exchange.first_byte)
+            if chunk:
+                exchange.response_bytes += len(chunk)
+                await response.write(chunk)
+        chunk = answer.finish(exchange.progress.usage) + sse.DONE
+        exchange.response_bytes += len(chunk)
+        await response.write(chunk)
+
+    def _options(self, exchange: Exchange, generation: Generation, parsed: OpenAiRequest) -> AnswerOptions:
+        return AnswerOptions(
+            answer_id=self._shape.answer_id(exchange.progress.event_id),
+            created=int(exchange.start_time),
+            model=generation.model,
+            choices=generation.accepted.choices,
+            prompt_tokens=generation.accepted.prompt_tokens,
+            include_usage=parsed.include_usage,
+            continuous_usage=parsed.continuous_usage,
+            token_ids=parsed.token_ids,
+            tokens_as_ids=parsed.tokens_as_ids,
+        )
+
+
+async def _break_off(request: web.Request, response: web.StreamResponse, error: NaruError) -> None:
+    """Ends a stream that broke with an error event; a client that does not even read that is hung up on."""
+    try:
+        async with asyncio.timeout(_LAST_WORDS_SECONDS):
+            await response.write(sse.event(error_body(error)) + sse.DONE)
+            await response.write_eof()
+    except (TimeoutError, ConnectionError):
+        if request.transport is not None:
+            request.transport.abort()

@@ -1,0 +1,243 @@
+"""The edge's connection to one inference replica: many requests over one stream of messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from itertools import count
+
+from edge.clients import InferenceClient
+from edge.convert import event_from_proto, generation_to_proto
+from edge.generation import GenerationRequest, ServedModel
+from edge.streams import ReplicaStream, StreamLimits, Watcher
+from naru.api.inference.v1 import inference_service_pb2 as pb
+from naru.clock import Clock
+from naru.errors import NaruError, Reason
+from naru.lifecycle import Background
+from naru.logs import get_logger
+
+LARGE_INPUT_BYTES = 256 << 10
+"""Inputs from here on travel by a call of their own, so that they never delay a Cancel."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_MODELS_INTERVAL = 5.0
+_TICK = 1.0
+_CALL_MARGIN = 10.0
+_log = get_logger(__name__)
+
+
+class ReplicaSession:
+    """Implements `edge.replicas.Replica`. Keep `run` and `tick` in the background.
+
+    Args:
+        client: The replica.
+        watcher: Hears of requests that broke.
+        background: Owns the calls of large inputs.
+        random: From 0 to 1, for the jitter between reconnects.
+        tick_interval: Seconds between looks at slow and silent streams.
+    """
+
+    def __init__(
+        self,
+        client: InferenceClient,
+        *,
+        clock: Clock,
+        watcher: Watcher,
+        background: Background,
+        random: Callable[[], float],
+        limits: StreamLimits | None = None,
+        tick_interval: float = _TICK,
+    ) -> None:
+        self.address = client.address
+        self.models: dict[str, ServedModel] = {}
+        self.draining = False
+        self.load = 0
+        self._client = client
+        self._clock = clock
+        self._watcher = watcher
+        self._background = background
+        self._random = random
+        self._limits = limits or StreamLimits()
+        self._tick_interval = tick_interval
+        self._ids = count(1)
+        self._outbox: _Outbox | None = None
+        self._streams: dict[int, ReplicaStream] = {}
+        self._calls: dict[int, asyncio.Task[None]] = {}
+        self._unread: set[ReplicaStream] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether requests can be submitted right now."""
+        return self._outbox is not None
+
+    @property
+    def outstanding(self) -> int:
+        """Requests of this edge that the replica has not ended."""
+        return len(self._streams) + len(self._calls)
+
+    def submit(self, request: GenerationRequest) -> ReplicaStream:
+        """Begins a request. Raises NaruError SERVICE_UNAVAILABLE when the replica is not connected."""
+        if self._outbox is None:
+            raise NaruError(
+                Reason.SERVICE_UNAVAILABLE,
+                "The model is not available right now.",
+                metadata={"service": "inference"},
+                retry_after=1.0,
+            )
+        stream = ReplicaStream(
+            next(self._ids),
+            self.address,
+            request,
+            limits=self._limits,
+            watcher=self._watcher,
+            end=self._end,
+            now=self._clock.monotonic(),
+        )
+        self._unread.add(stream)
+        if len(request.body) >= LARGE_INPUT_BYTES:
+            task = self._background.spawn("generate", self._call(stream))
+            self._calls[stream.stream_id] = task
+            task.add_done_callback(lambda _: self._calls.pop(stream.stream_id, None))
+        else:
+            self._streams[stream.stream_id] = stream
+            self._outbox.submit(stream)
+        return stream
+
+    async def run(self) -> None:
+        """Connects, and connects again, for ever."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                self.models = await self._client.list_models()
+                pause = _FIRST_PAUSE
+                await self._serve()
+            except NaruError as error:
+                _log.debug("no session with the replica", replica=self.address, error=error.message)
+            finally:
+                self._disconnected()
+            await asyncio.sleep(pause * (0.5 + self._random() / 2))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def tick(self) -> None:
+        """Looks after slow and silent streams, for ever."""
+        while True:
+            await asyncio.sleep(self._tick_interval)
+            now = self._clock.monotonic()
+            for stream in tuple(self._unread):
+                stream.tick(now)
+
+    async def _serve(self) -> None:
+        outbox = _Outbox()
+        async with self._client.session(outbox.messages()) as messages:
+            self._outbox = outbox
+            self.draining = False
+            _log.info("connected to replica", replica=self.address, models=list(self.models))
+            polling = asyncio.create_task(self._poll_models())
+            try:
+                async for message in messages:
+                    self._deliver(message)
+            finally:
+                polling.cancel()
+                with suppress(asyncio.CancelledError):
+                    await polling
+
+    async def _poll_models(self) -> None:
+        while True:
+            await asyncio.sleep(_MODELS_INTERVAL)
+            try:
+                self.models = await self._client.list_models()
+            except NaruError as error:
+                # The session itself says whether the replica lives; what it served a moment ago still holds.
+                _log.warning("cannot list the models of a replica", replica=self.address, error=error.message)
+
+    def _deliver(self, message: pb.GenerateSessionResponse) -> None:
+        now = self._clock.monotonic()
+        streams = self._streams
+        for frame in message.frames:
+            stream = streams.get(frame.stream_id)
+            if stream is None:
+                continue
+            event = event_from_proto(frame)
+            if event is not None:
+                stream.put(event, now)
+                if stream.over:
+                    del streams[stream.stream_id]
+        if message.HasField("load"):
+            self.load = message.load.requests
+            self.draining = message.load.draining
+
+    def _disconnected(self) -> None:
+        if self._outbox is None:
+            return
+        self._outbox = None
+        self.load = 0
+        lost, self._streams = self._streams, {}
+        _log.warning("lost the session with the replica", replica=self.address, requests=len(lost))
+        now = self._clock.time()
+        for stream in lost.values():
+            stream.lose(now)
+
+    def _end(self, stream: ReplicaStream) -> None:
+        self._unread.discard(stream)
+        call = self._calls.get(stream.stream_id)
+        if call is not None:
+            call.cancel()
+        elif stream.stream_id in self._streams and self._outbox is not None:
+            if stream.written:
+                self._outbox.cancel(stream.stream_id)
+            else:
+                del self._streams[stream.stream_id]
+                self._outbox.withdraw(stream)
+
+    async def _call(self, stream: ReplicaStream) -> None:
+        """Runs a request by `Generate`; leaving the call cancels it."""
+        stream.written = True
+        try:
+            generation = generation_to_proto(stream.request)
+            async with self._client.generate(generation, timeout=stream.request.timeout + _CALL_MARGIN) as messages:
+                async for message in messages:
+                    event = event_from_proto(message)
+                    if event is not None:
+                        stream.put(event, self._clock.monotonic())
+        except NaruError as error:
+            if error.reason not in (Reason.SERVICE_UNAVAILABLE, Reason.INTERNAL, Reason.CANCELLED):
+                stream.fail(error)
+        stream.lose(self._clock.time())
+
+
+class _Outbox:
+    """What waits to be written to one session: cancels before submits, one message at a time."""
+
+    def __init__(self) -> None:
+        self._cancels: deque[int] = deque()
+        self._submits: deque[ReplicaStream] = deque()
+        self._filled = asyncio.Event()
+
+    def submit(self, stream: ReplicaStream) -> None:
+        self._submits.append(stream)
+        self._filled.set()
+
+    def cancel(self, stream_id: int) -> None:
+        self._cancels.append(stream_id)
+        self._filled.set()
+
+    def withdraw(self, stream: ReplicaStream) -> None:
+        with suppress(ValueError):
+            self._submits.remove(stream)
+
+    async def messages(self) -> AsyncIterator[pb.GenerateSessionRequest]:
+        """What gRPC writes; it asks for the next message when the one before is on its way."""
+        while True:
+            if self._cancels:
+                yield pb.GenerateSessionRequest(cancel=pb.Cancel(stream_id=self._cancels.popleft()))
+            elif self._submits:
+                stream = self._submits.popleft()
+                # From here on nobody can tell whether the replica has it.
+                stream.written = True
+                yield pb.GenerateSessionRequest(
+                    submit=pb.Submit(stream_id=stream.stream_id, generation=generation_to_proto(stream.request))
+                )
+            else:
+                self._filled.clear()
+                await self._filled.wait()

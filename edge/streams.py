@@ -1,0 +1,194 @@
+"""One request at one replica: a bounded buffer between the session's reader and the request's handler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edge.generation import Accepted, BrokenGeneration, Delta, Event, GenerationRequest, Refused, SessionLost
+from naru.errors import NaruError, Reason
+
+_EVENT_BYTES = 64
+"""About what an event costs besides its text."""
+_LOGPROB_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """How long and how much a stream may wait for its reader.
+
+    Attributes:
+        buffer_bytes: Most that waits to be read.
+        stall: Seconds after which something that waits to be read ends the stream.
+        keep_alive: Seconds of silence after which `receive` returns nothing.
+    """
+
+    buffer_bytes: int = 1 << 20
+    stall: float = 30.0
+    keep_alive: float = 15.0
+
+
+class Watcher(Protocol):
+    """Hears of what happens to requests whether or not a handler still waits for them."""
+
+    def broken(self, broken: BrokenGeneration) -> None:
+        """A request that was accepted lost its replica."""
+
+    def refused(self, request: GenerationRequest) -> None:
+        """A request that its handler had given up was refused: nothing was generated."""
+
+
+class ReplicaStream:
+    """Implements `edge.generation.GenerationStream`.
+
+    Args:
+        replica: The replica's address.
+        request: What was asked.
+        limits: How patient to be with the reader.
+        watcher: Hears of broken and late-refused requests.
+        end: Called once, by `close`.
+    """
+
+    __slots__ = (
+        "_abandoned",
+        "_accepted",
+        "_end",
+        "_events",
+        "_failure",
+        "_interrupted",
+        "_last_event",
+        "_limits",
+        "_over",
+        "_size",
+        "_tokens",
+        "_waiter",
+        "_waiting_since",
+        "_watcher",
+        "replica",
+        "request",
+        "stream_id",
+        "written",
+    )
+
+    def __init__(
+        self,
+        stream_id: int,
+        replica: str,
+        request: GenerationRequest,
+        *,
+        limits: StreamLimits,
+        watcher: Watcher,
+        end: Callable[[ReplicaStream], None],
+        now: float,
+    ) -> None:
+        self.stream_id = stream_id
+        self.replica = replica
+        self.request = request
+        self.written = False
+        self._limits = limits
+        self._watcher = watcher
+        self._end = end
+        self._events: list[Event] = []
+        self._size = 0
+        self._tokens: dict[int, int] = {}
+        self._accepted: Accepted | None = None
+        self._failure: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._waiting_since = self._last_event = now
+        self._over = self._abandoned = False
+        self._interrupted: Callable[[NaruError], None] | None = None
+
+    def on_interrupt(self, interrupted: Callable[[NaruError], None]) -> None:
+        """Sets what to call when the stream is cut because nobody reads it."""
+        self._interrupted = interrupted
+
+    async def receive(self) -> Sequence[Event]:
+        """All that came since the last call; see `GenerationStream.receive`."""
+        if not self._events and self._failure is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        events = self._events
+        if not events and self._failure is not None:
+            raise self._failure
+        self._events = []
+        self._size = 0
+        return events
+
+    def close(self) -> None:
+        """Nobody reads it any more: ends the request at the replica if it is not over. Must be called, once or more."""
+        if not self._abandoned:
+            self._abandoned = True
+            self._events = []
+            self._end(self)
+
+    def put(self, event: Event, now: float) -> None:
+        """Takes what the replica said. `now`: monotonic seconds."""
+        if isinstance(event, Delta):
+            self._tokens[event.choice_index] = event.completion_tokens
+            self._size += len(event.text) + _EVENT_BYTES
+            if event.logprobs:
+                self._size += _LOGPROB_BYTES * sum(1 + len(logprob.top) for logprob in event.logprobs)
+        elif isinstance(event, Accepted):
+            self._accepted = event
+        else:
+            self._over = True
+            if self._abandoned and isinstance(event, Refused):
+                self._watcher.refused(self.request)
+        if self._abandoned:
+            return
+        if not self._events:
+            self._waiting_since = now
+        self._events.append(event)
+        self._last_event = now
+        if self._size > self._limits.buffer_bytes:
+            self._cut()
+        else:
+            self._wake()
+
+    def lose(self, wall_time: float) -> None:
+        """The connection broke. `wall_time`: seconds since the Unix epoch."""
+        if self._over:
+            return
+        self._over = True
+        self._failure = self._failure or SessionLost(written=self.written)
+        if self._accepted is not None:
+            completion_tokens = sum(self._tokens.values())
+            self._watcher.broken(BrokenGeneration(self.request, self._accepted, completion_tokens, wall_time))
+        self._wake()
+
+    @property
+    def over(self) -> bool:
+        """Whether the replica has nothing more to say."""
+        return self._over
+
+    def fail(self, error: NaruError) -> None:
+        """The replica ended the request with an error outside of the stream's own events."""
+        if not self._over:
+            self._over = True
+            self._failure = error
+            self._wake()
+
+    def tick(self, now: float) -> None:
+        """Called about once a second: cuts a stream that is not read, and wakes one that is silent."""
+        if self._events and now - self._waiting_since >= self._limits.stall:
+            self._cut()
+        elif self._waiter is not None and now - self._last_event >= self._limits.keep_alive:
+            self._last_event = now
+            self._wake()
+
+    def _cut(self) -> None:
+        error = NaruError(Reason.CANCELLED, "The answer was not read fast enough, so the request was cancelled.")
+        self.close()
+        self._failure = error
+        self._wake()
+        if self._interrupted is not None:
+            self._interrupted(error)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

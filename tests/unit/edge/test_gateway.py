@@ -1,0 +1,342 @@
+"""The story of a request, told with peers that live in this file: no HTTP, no gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import pytest
+
+from edge.accounts import EventRef, Reservation, ReserveResult
+from edge.gateway import Gateway
+from edge.generation import (
+    Accepted,
+    Delta,
+    Endpoint,
+    Event,
+    Finished,
+    FinishOutcome,
+    GenerationRequest,
+    GenerationStream,
+    Refused,
+    ServedModel,
+    SessionLost,
+)
+from edge.leases import Leases
+from edge.ports import Call, GatewayPolicy, Progress
+from naru.clock import SystemClock
+from naru.errors import NaruError, Reason, invalid_argument, unavailable
+from naru.identity import Principal
+from naru.usage import Usage
+
+ACCEPTED = Accepted("m", 7, 1, 1_800_000_000.0)
+DONE = Finished(FinishOutcome.COMPLETED, Usage(prompt_tokens=7, completion_tokens=1))
+Step = Event | SessionLost
+LOST_WRITTEN, LOST_UNWRITTEN = SessionLost(written=True), SessionLost(written=False)
+
+
+class FakeStream:
+    """Says its steps one by one, then nothing."""
+
+    def __init__(self, replica: str, steps: Sequence[Step], *, written: bool) -> None:
+        self.replica = replica
+        self.written = written
+        self.closed = False
+        self.interrupted: Callable[[NaruError], None] = lambda _: None
+        self._steps = list(steps)
+
+    def on_interrupt(self, interrupted: Callable[[NaruError], None]) -> None:
+        self.interrupted = interrupted
+
+    async def receive(self) -> Sequence[Event]:
+        if not self._steps:
+            await asyncio.Event().wait()
+        step = self._steps.pop(0)
+        if isinstance(step, SessionLost):
+            self.written = step.written
+            raise step
+        return [step]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """All that the gateway asks, in one: replicas named a, b, ... take the scripts in turn."""
+
+    def __init__(self, *scripts: Sequence[Step], replicas: int = 2, written: bool = True) -> None:
+        self.scripts = list(scripts)
+        self.names = [chr(ord("a") + number) for number in range(replicas)]
+        self.written = written
+        self.submitted: list[tuple[str, GenerationRequest]] = []
+        self.streams: list[FakeStream] = []
+        self.reserved: list[Reservation] = []
+        self.released: list[EventRef] = []
+        self.renewed: list[EventRef] = []
+        self.decide: Callable[[Reservation], ReserveResult] = lambda _: ReserveResult()
+
+    async def reserve(self, reservation: Reservation) -> ReserveResult:
+        self.reserved.append(reservation)
+        await asyncio.sleep(0)
+        return self.decide(reservation)
+
+    def release(self, event: EventRef) -> None:
+        self.released.append(event)
+
+    async def renew(self, events: Sequence[EventRef]) -> None:
+        self.renewed.extend(events)
+
+    def models(self) -> tuple[ServedModel, ...]:
+        return (ServedModel("m", "naru", 0.0, 100),)
+
+    def check(self, model: str) -> None:
+        return None
+
+    def has_other(self, model: str, without: Collection[str]) -> bool:
+        return any(name not in without for name in self.names)
+
+    def submit(self, request: GenerationRequest, without: Collection[str] = ()) -> GenerationStream:
+        able = [name for name in self.names if name not in without]
+        if not able:
+            raise unavailable("inference")
+        stream = FakeStream(able[0], self.scripts.pop(0), written=self.written)
+        self.submitted.append((able[0], request))
+        self.streams.append(stream)
+        return stream
+
+    def known(self, credential: str, client_address: str = "") -> Principal | None:
+        return None
+
+    async def authenticate(self, credential: str, client_address: str = "") -> Principal:
+        raise AssertionError("not asked here")
+
+    def gateway(self, **policy: Any) -> Gateway:
+        return Gateway(
+            authenticator=self,
+            quota=self,
+            leases=Leases(self),
+            replicas=self,
+            policy=GatewayPolicy(**policy),
+            clock=SystemClock(),
+            new_event_id=lambda: "event",
+        )
+
+
+CALL = Call(
+    request_id="r",
+    principal=Principal(workspace_id="w"),
+    client_address="",
+    endpoint=Endpoint.CHAT_COMPLETIONS,
+    requested_model="m",
+    stream=True,
+    input_tokens=10,
+    output_tokens=0,
+    traceparent="",
+    body=b"{}",
+)
+
+
+async def run(world: World, **policy: Any) -> tuple[str, Progress]:
+    """Runs a request to its end; the text it got."""
+    progress, text = Progress(), ""
+    async with world.gateway(**policy).generate(CALL, progress) as generation:
+        async for deltas in generation.deltas():
+            text += "".join(delta.text for delta in deltas)
+    return text, progress
+
+
+def attempts(world: World) -> list[tuple[str, int, int]]:
+    """Where each submission went, its attempt, and what was reserved for it."""
+    return [(name, request.attempt, request.reserved_prompt_tokens) for name, request in world.submitted]
+
+
+async def test_plain() -> None:
+    """Reserve, submit, answer: nothing is released, the stream is closed, the usage is the engine's."""
+    world = World([ACCEPTED, Delta(0, "hi", 1, "stop"), DONE])
+    text, progress = await run(world)
+    assert text == "hi"
+    assert progress.usage == DONE.usage
+    assert progress.event_id == "event"
+    assert attempts(world) == [("a", 0, 10)]
+    assert world.released == []
+    assert world.streams[0].closed
+
+
+@pytest.mark.parametrize(
+    ("first", "expected_attempts", "reservations"),
+    [
+        ([LOST_WRITTEN], [("a", 0, 10), ("b", 1, 10)], [(0, 0), (1, 0)]),
+        ([ACCEPTED, LOST_WRITTEN], [("a", 0, 10), ("b", 1, 10)], [(0, 0), (1, 0)]),
+        ([LOST_UNWRITTEN], [("a", 0, 10), ("b", 0, 10)], [(0, 0)]),
+        ([Refused(unavailable("inference"))], [("a", 0, 10), ("b", 0, 10)], [(0, 0)]),
+        ([Refused(unavailable("x"), 50)], [("a", 0, 10), ("b", 0, 50)], [(0, 0), (0, 1)]),
+    ],
+    ids=["lost", "lost after accepted", "lost before written", "busy", "larger than reserved"],
+)
+async def test_another_try(
+    first: list[Step], expected_attempts: list[tuple[str, int, int]], reservations: list[tuple[int, int]]
+) -> None:
+    """A try that may have reached a replica makes the next one a new attempt; one that certainly did not, does not."""
+    world = World(first, [ACCEPTED, Delta(0, "ok", 1, "stop"), DONE])
+    text, _ = await run(world)
+    assert text == "ok"
+    assert attempts(world) == expected_attempts
+    assert [(reservation.attempt, reservation.revision) for reservation in world.reserved] == reservations
+    assert world.released == []
+
+
+@pytest.mark.parametrize(
+    ("scripts", "replicas", "released"),
+    [
+        ([[LOST_WRITTEN]], 1, []),
+        ([[LOST_UNWRITTEN]], 1, [("event", 0)]),
+        ([[LOST_WRITTEN], [LOST_WRITTEN]], 3, []),
+        ([[LOST_WRITTEN], [LOST_UNWRITTEN]], 3, [("event", 1)]),
+        ([[Refused(unavailable("inference"))]], 1, [("event", 0)]),
+        ([[Refused(invalid_argument("n", "no"))]], 2, [("event", 0)]),
+        ([[ACCEPTED, Delta(0, "x", 1), LOST_WRITTEN]], 2, []),
+    ],
+)
+async def test_released_only_what_never_began(
+    scripts: list[list[Step]], replicas: int, released: list[tuple[str, int]]
+) -> None:
+    """What may have reached a replica is left to its lease; what was refused or never written is given back, once."""
+    world = World(*scripts, replicas=replicas)
+    with pytest.raises(NaruError):
+        await run(world)
+    assert world.released == released
+    assert len(world.submitted) == len(scripts)
+    assert all(stream.closed for stream in world.streams)
+
+
+async def test_no_new_try_after_the_first_token() -> None:
+    """Once text was delivered, a lost replica ends the request."""
+    world = World([ACCEPTED, Delta(0, "x", 1), LOST_WRITTEN], [ACCEPTED, DONE])
+    with pytest.raises(NaruError) as failure:
+        await run(world)
+    assert failure.value.reason is Reason.SERVICE_UNAVAILABLE
+    assert len(world.submitted) == 1
+
+
+async def test_refusals_end() -> None:
+    """A replica that is never content with what is reserved does not keep a request going for ever."""
+    world = World(*[[Refused(invalid_argument("prompt", "large"), 100 + number)] for number in range(9)])
+    with pytest.raises(NaruError):
+        await run(world)
+    assert [reservation.revision for reservation in world.reserved] == [0, 1, 2, 3]
+    assert world.released == [("event", 0)]
+
+
+async def test_refused_reservation_takes_nothing() -> None:
+    """A refused reservation is not released; a refused revision gives back what the first one took."""
+    error = NaruError(Reason.RATE_LIMIT_EXCEEDED, "no", retry_after=1)
+    world = World()
+    world.decide = lambda _: ReserveResult(refusal=error)
+    with pytest.raises(NaruError):
+        await run(world)
+    assert world.released == []
+    world = World([Refused(invalid_argument("prompt", "large"), 100)])
+    world.decide = lambda reservation: ReserveResult(refusal=error if reservation.revision else None)
+    with pytest.raises(NaruError):
+        await run(world)
+    assert world.released == [("event", 0)]
+
+
+@pytest.mark.parametrize(("written", "released"), [(True, []), (False, [("event", 0)])])
+async def test_cancelled_while_waiting(written: bool, released: list[tuple[str, int]]) -> None:
+    """A client that goes away: the stream is closed, and the reservation given back only if nothing was written."""
+    world = World([], written=written)
+    task = asyncio.create_task(run(world))
+    while not world.streams:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.released == released
+    assert world.streams[0].closed
+
+
+async def test_cancelled_while_reserving() -> None:
+    """A reservation that was asked for may have been made: it is given back."""
+    world = World()
+    waiting = asyncio.Event()
+
+    async def never(reservation: Reservation) -> ReserveResult:
+        waiting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.reserve = never  # type: ignore[method-assign] # this world's accounting hangs
+    task = asyncio.create_task(run(world))
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.released == [("event", 0)]
+
+
+async def test_time_runs_out_at_the_edge() -> None:
+    """A replica that does not keep to the time is not waited for longer than the margin."""
+    world = World([ACCEPTED])
+    with pytest.raises(NaruError) as failure:
+        await run(world, request_timeout=0.02, timeout_margin=0.02)
+    assert failure.value.reason is Reason.DEADLINE_EXCEEDED
+    assert world.streams[0].closed
+    assert 0 < world.submitted[0][1].timeout <= 0.02
+
+
+async def test_interruption_reaches_a_handler_that_waits_elsewhere() -> None:
+    """A stream that is cut stops its handler even while it waits for the client and not for the stream."""
+    world = World([ACCEPTED])
+    with pytest.raises(NaruError) as failure:
+        async with world.gateway().generate(CALL, Progress()):
+            world.streams[0].interrupted(NaruError(Reason.CANCELLED, "not read"))
+            await asyncio.Event().wait()
+    assert failure.value.message == "not read"
+
+
+@pytest.mark.parametrize(
+    ("finished", "reason"),
+    [
+        (Finished(FinishOutcome.ABORTED, Usage(), unavailable("inference")), Reason.SERVICE_UNAVAILABLE),
+        (Finished(FinishOutcome.FAILED, Usage(), NaruError(Reason.INTERNAL, "x")), Reason.INTERNAL),
+        (Finished(FinishOutcome.ABORTED, Usage()), Reason.SERVICE_UNAVAILABLE),
+    ],
+)
+async def test_early_end_is_an_error(finished: Finished, reason: Reason) -> None:
+    """An answer that the service cut short is never passed off as complete."""
+    world = World([ACCEPTED, Delta(0, "x", 1, "abort"), finished])
+    with pytest.raises(NaruError) as failure:
+        await run(world)
+    assert failure.value.reason is reason
+
+
+async def test_leases_are_renewed_until_accepted() -> None:
+    """Leases of waiting requests are renewed in one call; those that a replica accepted are not."""
+    world = World([], [ACCEPTED])
+    leases = Leases(world, interval=0.01)
+    renewing = asyncio.create_task(leases.run())
+    gateway = Gateway(
+        authenticator=world,
+        quota=world,
+        leases=leases,
+        replicas=world,
+        policy=GatewayPolicy(),
+        clock=SystemClock(),
+        new_event_id=iter(("waiting", "accepted")).__next__,
+    )
+
+    async def hold() -> None:
+        async with gateway.generate(CALL, Progress()):
+            await asyncio.Event().wait()
+
+    tasks = [asyncio.create_task(hold()) for _ in range(2)]
+    async with asyncio.timeout(2):
+        while len(world.renewed) < 3:
+            await asyncio.sleep(0.005)
+    assert set(world.renewed) == {("waiting", 0)}
+    for task in [*tasks, renewing]:
+        task.cancel()
+    await asyncio.gather(*tasks, renewing, return_exceptions=True)
