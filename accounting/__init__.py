@@ -1,0 +1,1 @@
+"""The accounting service: may you spend this, and what did you spend."""

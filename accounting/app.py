@@ -1,0 +1,191 @@
+"""Puts accounting together, from the configuration to a server that is serving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from accounting import limiter as limiters
+from accounting import migrations, tiers
+from accounting.config import AccountingConfig, read_database_url, read_redis_url
+from accounting.database import Database
+from accounting.epoch import EpochKeeper
+from accounting.limiter import Limiter
+from accounting.readiness import Readiness
+from accounting.recording import Recorder
+from accounting.report_store import ReportStore
+from accounting.reservations import Reservations
+from accounting.servicer import QuotaServicer, UsageServicer
+from accounting.store import UsageStore
+from accounting.sweeper import Sweeper
+from accounting.tiers import Tiers
+from naru.api.accounting.v1 import quota_service_pb2_grpc, usage_service_pb2_grpc
+from naru.client import ServiceClient
+from naru.clock import Clock, SystemClock
+from naru.config import ConfigError
+from naru.credentials import CachedAuthenticator
+from naru.errors import NaruError, Reason
+from naru.identity import ServiceName, ServiceTokens
+from naru.ids import uuid7
+from naru.interceptors import CallerAuthenticator
+from naru.lifecycle import Lifecycle, Running
+from naru.logs import get_logger
+from naru.metrics import Metrics
+from naru.ops import OpsListener
+from naru.server import GrpcServer
+from naru.tracing import Tracing
+
+_RETRY_SECONDS = 0.5
+_log = get_logger(__name__)
+
+
+@asynccontextmanager
+async def running(
+    config: AccountingConfig, lifecycle: Lifecycle, *, clock: Clock | None = None
+) -> AsyncIterator[Running]:
+    """Serves inside the block, and unwinds in reverse order after it.
+
+    Raises:
+        ConfigError: The configuration or the schema does not fit.
+        OSError: A port is taken, or the database did not answer in time.
+    """
+    clock = clock or SystemClock()
+    tokens, token = _service_tokens(config)
+    tier_definitions = _tiers(config)
+    metrics = Metrics()
+    tracing = Tracing.from_environment(config.SERVICE)
+    async with AsyncExitStack() as stack:
+        stack.callback(tracing.close)
+        database = _database(config)
+        stack.push_async_callback(database.close)
+        store = UsageStore(database)
+        limiter = _limiter(config)
+        stack.push_async_callback(limiter.close)
+        reservations = Reservations(
+            limiter=limiter,
+            tiers=tier_definitions,
+            clock=clock,
+            logger=_log,
+            metrics=metrics,
+            lease_seconds=config.lease_seconds,
+            admit_when_lost=config.redis_lost_policy == "open",
+        )
+        recorder = Recorder(store=store, limiter=limiter, clock=clock, logger=_log, metrics=metrics)
+        epochs = EpochKeeper(
+            limiter=limiter,
+            store=store,
+            tiers=tier_definitions,
+            logger=_log,
+            recovery_seconds=config.recovery_seconds,
+            new_id=uuid7,
+        )
+        sweeper = Sweeper(
+            store=store,
+            limiter=limiter,
+            recorder=recorder,
+            epochs=epochs,
+            clock=clock,
+            logger=_log,
+            metrics=metrics,
+            lease_seconds=config.lease_seconds,
+        )
+        authsvc = ServiceClient(config.authsvc_address, name="authsvc", service_token=token, tracing=tracing)
+        stack.push_async_callback(authsvc.close)
+        principals = CachedAuthenticator(authsvc, clock)
+        server = GrpcServer(
+            CallerAuthenticator(tokens, principals),
+            metrics=metrics,
+            tracing=tracing,
+            reflection_enabled=config.reflection,
+        )
+        server.add(
+            quota_service_pb2_grpc.add_QuotaServiceServicer_to_server,
+            QuotaServicer(reservations),
+            "naru.api.accounting.v1.QuotaService",
+        )
+        server.add(
+            usage_service_pb2_grpc.add_UsageServiceServicer_to_server,
+            UsageServicer(recorder, ReportStore(database), _log),
+            "naru.api.accounting.v1.UsageService",
+        )
+        ops = OpsListener(metrics, lambda: server.serving)
+        stack.push_async_callback(ops.close)
+        ops_port = await ops.start(config.ops_host, config.ops_port)
+
+        await _answering(config, lifecycle, lambda: _check_schema(database))
+        await sweeper.sweep()
+        stack.push_async_callback(lifecycle.background.close)
+        _ = lifecycle.background.start("sweeper", sweeper.run())
+        _ = lifecycle.background.start("invalidations", principals.watch())
+        port = await server.start(config.host, config.port)
+        stack.push_async_callback(server.stop, config.shutdown_grace)
+        readiness = Readiness([store.ping, limiter.ping], server.set_serving, _log)
+        await readiness.check()
+        _ = lifecycle.background.start("readiness", readiness.run())
+        yield Running(port, ops_port)
+
+
+async def migrate(config: AccountingConfig) -> None:
+    """Brings the schema up to date. Raises ConfigError, or OSError when the database did not answer in time."""
+    async with AsyncExitStack() as stack:
+        database = _database(config)
+        stack.push_async_callback(database.close)
+        await _answering(config, Lifecycle(), lambda: migrations.upgrade(database))
+    _log.info("the schema is up to date")
+
+
+async def _check_schema(database: Database) -> None:
+    if not await migrations.is_current(database):
+        raise ConfigError("the database does not have the schema of this version: run `python -m accounting migrate`")
+
+
+async def _answering(config: AccountingConfig, lifecycle: Lifecycle, action: Callable[[], Awaitable[None]]) -> None:
+    """Does `action`, again and again while the database is away, for as long as the configuration allows."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + config.database_wait
+    while True:
+        try:
+            return await action()
+        except NaruError as error:
+            if error.reason is not Reason.SERVICE_UNAVAILABLE:
+                raise
+            if loop.time() >= give_up or lifecycle.stopping.is_set():
+                raise OSError("the database does not answer") from error
+            _log.warning("waiting for the database", error=repr(error.__cause__))
+        try:
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await lifecycle.stopping.wait()
+        except TimeoutError:
+            continue
+
+
+def _database(config: AccountingConfig) -> Database:
+    try:
+        return Database(read_database_url(config))
+    except ValueError as error:
+        raise ConfigError(f"NARU_ACCOUNTING_DATABASE_URL: {error}") from error
+
+
+def _limiter(config: AccountingConfig) -> Limiter:
+    try:
+        redis = limiters.connect(read_redis_url(config))
+    except ValueError as error:
+        raise ConfigError(f"NARU_ACCOUNTING_REDIS_URL: {error}") from error
+    return Limiter(redis, lease_seconds=config.lease_seconds, lifetime_seconds=config.hard_lifetime_seconds)
+
+
+def _tiers(config: AccountingConfig) -> Tiers:
+    try:
+        return Tiers(tiers.read(config.tiers_file), _log)
+    except ValueError as error:
+        raise ConfigError(f"NARU_ACCOUNTING_TIERS_FILE: {error}") from error
+
+
+def _service_tokens(config: AccountingConfig) -> tuple[ServiceTokens, str]:
+    """Everybody's tokens, and our own."""
+    try:
+        tokens = ServiceTokens.read(config.service_tokens_dir)
+        return tokens, tokens.of(ServiceName.ACCOUNTING)
+    except ValueError as error:
+        raise ConfigError(f"NARU_SERVICE_TOKENS_DIR: {error}") from error

@@ -1,0 +1,130 @@
+"""One SQL database, SQLite or PostgreSQL: engine, transactions, and what counts as "the database is away"."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from naru.errors import NaruError, unavailable
+
+_TIMEOUT_SECONDS = 5.0
+# SQLSTATE classes: connection, authorisation, missing database, resources, operator intervention, system error.
+_OUTAGE_STATES = ("08", "28", "3D", "53", "57P", "58")
+_SQLITE_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    f"busy_timeout={_TIMEOUT_SECONDS * 1000:.0f}",
+)
+_BEGIN = "begin_statement"
+
+
+class Database:
+    """A pool of connections. Cheap to make; connects when first used.
+
+    Args:
+        url: `sqlite+aiosqlite:///file` or `postgresql+asyncpg://...`. May hold a password, so it is never logged.
+
+    Raises:
+        ValueError: The URL is malformed or names another database. Its text is not repeated.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except (exc.ArgumentError, ValueError):
+            # The cause would show the URL, and so the password.
+            raise ValueError("the database URL is malformed") from None
+        self._engine = _engine(parsed)
+        self._writing = self._engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether it is PostgreSQL; else it is SQLite."""
+        return self._engine.dialect.name == "postgresql"
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that only reads. Raises NaruError SERVICE_UNAVAILABLE when the database is away."""
+        with translated():
+            async with self._engine.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end. Raises NaruError SERVICE_UNAVAILABLE when the database is away."""
+        with translated():
+            async with self._writing.begin() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._engine.dispose()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns failures to reach the database into NaruError SERVICE_UNAVAILABLE; lets everything else pass."""
+    try:
+        yield
+    except NaruError:
+        raise
+    except Exception as error:  # the drivers have no common base class; what is no outage goes on unchanged
+        if _is_outage(error):
+            raise unavailable("accounting", "The database is not available right now.") from error
+        raise
+
+
+def _is_outage(error: BaseException) -> bool:
+    if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError | OSError | TimeoutError):
+        return True
+    if isinstance(error, exc.DBAPIError):
+        return error.connection_invalidated or (error.orig is not None and _is_outage(error.orig))
+    # asyncpg's own errors, which reach us bare while it connects.
+    state = getattr(error, "sqlstate", None)
+    return isinstance(state, str) and state.startswith(_OUTAGE_STATES)
+
+
+def _engine(url: sa.URL) -> AsyncEngine:
+    match url.drivername:
+        case "sqlite+aiosqlite":
+            if url.database in (None, "", ":memory:"):
+                raise ValueError("a SQLite database needs a file: sqlite+aiosqlite:///<path>")
+            directory = Path(str(url.database)).parent
+            engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": _TIMEOUT_SECONDS})
+            sa.event.listen(engine.sync_engine, "do_connect", lambda *_: directory.mkdir(parents=True, exist_ok=True))
+            sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
+            return engine
+        case "postgresql+asyncpg":
+            return create_async_engine(
+                url,
+                pool_size=10,
+                max_overflow=10,
+                pool_timeout=_TIMEOUT_SECONDS,
+                pool_pre_ping=True,  # a database that was restarted costs no failed request
+                hide_parameters=True,
+                connect_args={"timeout": _TIMEOUT_SECONDS, "command_timeout": _TIMEOUT_SECONDS},
+            )
+        case driver:
+            raise ValueError(f"the database driver {driver!r} is not one of sqlite+aiosqlite, postgresql+asyncpg")
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    # The driver begins a transaction too late for reads and for DDL; _begin_sqlite says when instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in _SQLITE_PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A writer takes the lock at once: one that read first could not get it any more when another wrote in between.
+    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))

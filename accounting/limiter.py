@@ -1,0 +1,331 @@
+"""Runs `quota.lua` on Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+    TryAgainError,
+)
+
+from accounting.quota import (
+    EventRef,
+    Grant,
+    Limit,
+    LimitKind,
+    LimitState,
+    LimitWindow,
+    Refusal,
+    Reservation,
+    Work,
+    closed_error,
+    refusal_error,
+    tightest_first,
+)
+from accounting.settlement import Exact
+from naru.errors import NaruError, unavailable
+from naru.identity import Principal, Role
+
+MICROS = 1_000_000
+_EPOCH_KEY = "{naru}:epoch"
+_CONNECTIONS = 16
+_TIMEOUT_SECONDS = 2.0
+_AWAY = (
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+    TryAgainError,
+    OSError,
+)
+
+
+class Standing(StrEnum):
+    """Whether what Redis holds can be relied on."""
+
+    OK = "ok"
+    LOST = "lost"
+    RECOVERING = "recovering"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to one reservation, before anything is added to a grant."""
+
+    outcome: Grant | NaruError
+    limits: tuple[LimitState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a batch. `taken` is empty when nothing was decided; `wait_seconds` is set while recovering."""
+
+    standing: Standing
+    wait_seconds: float
+    taken: tuple[Taken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedWork:
+    """A reservation whose lease has ended. Time in microseconds since the Unix epoch."""
+
+    ref: EventRef
+    reserve_time: int
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What Redis knows of a reservation: whether it still runs, and when it was made (microseconds; 0: unknown)."""
+
+    running: bool
+    reserve_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The life of what Redis holds. Times in microseconds by the limiter's clock."""
+
+    began: bool
+    epoch_id: str
+    open_time: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """An amount that is known to have been taken of a limit, in one of its window's buckets."""
+
+    limit: Limit
+    bucket: int
+    amount: int
+
+
+class Limiter:
+    """The limits, kept in Redis. Every method raises NaruError SERVICE_UNAVAILABLE when Redis is away.
+
+    Args:
+        redis: A client that decodes answers; see `connect`.
+        lease_seconds: How long a reservation lives without being renewed.
+        lifetime_seconds: How long a reservation lives at most.
+        now: Microseconds by which to decide in place of Redis's own time, for tests.
+    """
+
+    def __init__(self, redis: Redis, *, lease_seconds: float, lifetime_seconds: float, now: int | None = None) -> None:
+        self._redis = redis
+        self._script = redis.register_script((Path(__file__).parent / "quota.lua").read_text())
+        self.now = now
+        self._options = {
+            "lease": round(lease_seconds * MICROS),
+            "lifetime": round(lifetime_seconds * MICROS),
+            # Longer than any request can be on its way, and than any window looks back.
+            "memory": round((max(lifetime_seconds, 3_660) + 2 * lease_seconds) * MICROS),
+        }
+
+    async def ping(self) -> None:
+        """Asks Redis for a sign of life."""
+        with _translated():
+            await self._redis.ping()
+
+    async def reserve(
+        self, items: Sequence[tuple[Reservation, Sequence[Limit]]], *, admit_when_lost: bool = False
+    ) -> Verdict:
+        """Decides about reservations in order, each with the limits that apply to it.
+
+        With `admit_when_lost` it decides by what Redis holds even when that is not all there was.
+        """
+        encoded = [
+            {
+                "event": reservation.ref.event_id,
+                "attempt": reservation.ref.attempt,
+                "revision": reservation.revision,
+                "input": reservation.input_tokens,
+                "output": reservation.output_tokens,
+                "about": _encode_work(reservation.work),
+                "limits": [asdict(limit) for limit in limits],
+            }
+            for reservation, limits in items
+        ]
+        standing, wait, answers = await self._run("reserve", encoded, admit=admit_when_lost)
+        return Verdict(
+            Standing(standing),
+            wait / MICROS,
+            tuple(
+                _taken(reservation.ref, limits, answer)
+                for (reservation, limits), answer in zip(items, answers, strict=False)
+            ),
+        )
+
+    async def release(self, refs: Sequence[EventRef]) -> list[bool]:
+        """Gives back what each holds, except its request count. Tells which were open."""
+        return [answer == 1 for answer in await self._run("release", _encode_refs(refs))]
+
+    async def renew(self, refs: Sequence[EventRef]) -> list[int | None]:
+        """Extends leases. Tells when each ends (microseconds); None when it does not go on."""
+        return [answer or None for answer in await self._run("renew", _encode_refs(refs))]
+
+    async def settle(self, items: Sequence[Exact]) -> None:
+        """Closes reservations with what they really used. Idempotent; only better evidence changes figures again."""
+        encoded = [
+            {
+                "event": item.ref.event_id,
+                "attempt": item.ref.attempt,
+                "rank": item.evidence.value,
+                "input": item.usage.prompt_tokens,
+                "output": item.usage.completion_tokens,
+            }
+            for item in items
+        ]
+        await self._run("settle", encoded)
+
+    async def claim_expired(self, most: int, hold_seconds: float) -> list[ReservedWork]:
+        """Takes up to `most` reservations whose lease has ended, and returns their places in flight.
+
+        They are this caller's for `hold_seconds`; those it has not settled by then are claimed again.
+        """
+        answers = await self._run("claim", [], most=most, hold=round(hold_seconds * MICROS))
+        return [
+            ReservedWork(_decode_ref(ref), reserve_time, _decode_work(about)) for ref, reserve_time, about in answers
+        ]
+
+    async def look_up(self, refs: Sequence[EventRef]) -> list[Known]:
+        """What is known of each reservation."""
+        answers = await self._run("look_up", _encode_refs(refs))
+        return [Known(state in ("open", "expiring"), reserve_time) for state, reserve_time in answers]
+
+    async def begin_epoch(self, epoch_id: str, recovery_seconds: float) -> Epoch:
+        """Begins an epoch, open after `recovery_seconds`, unless there is one; returns the one there is."""
+        began, found, open_time, now = await self._run(
+            "begin", [], epoch=epoch_id, recovery=round(recovery_seconds * MICROS)
+        )
+        return Epoch(began == 1, found, open_time, now)
+
+    async def load(self, booked: Sequence[Booked]) -> None:
+        """Makes each window hold at least what is known from elsewhere. Idempotent."""
+        encoded = [{**asdict(item.limit), "bucket": item.bucket, "amount": item.amount} for item in booked]
+        await self._run("load", encoded)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._redis.aclose()
+
+    async def _run(self, operation: str, items: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        if not items and operation not in ("claim", "begin"):
+            return ["ok", 0, []] if operation == "reserve" else []
+        settings = {**self._options, **options}
+        if self.now is not None:
+            settings["now"] = self.now
+        with _translated():
+            return await self._script(
+                keys=[_EPOCH_KEY], args=[operation, json.dumps(settings), json.dumps(list(items))]
+            )
+
+
+def connect(url: str) -> Redis:
+    """A client for `redis://`, `rediss://` or `unix://`; connects when first used.
+
+    Raises ValueError for another URL, without repeating it: it may hold a password.
+    """
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=_TIMEOUT_SECONDS,
+            socket_timeout=_TIMEOUT_SECONDS,
+            socket_connect_timeout=_TIMEOUT_SECONDS,
+            decode_responses=True,
+            # Every script is idempotent: a connection that Redis closed when it restarted costs no failed request.
+            retry=Retry(NoBackoff(), 1),
+        )
+    except ValueError:
+        raise ValueError("the Redis URL is malformed") from None
+    return Redis.from_pool(pool)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except _AWAY as error:
+        raise unavailable("accounting", "The limiter is not available right now.") from error
+
+
+def _taken(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Taken:
+    decision, reserve_time, lease_time, refusal, flat = answer
+    states = [
+        LimitState(limit, flat[2 * index], flat[2 * index + 1] / MICROS)
+        for index, limit in enumerate(limits)
+        if 2 * index < len(flat)
+    ]
+    match decision:
+        case "granted":
+            outcome: Grant | NaruError = Grant(reserve_time, lease_time)
+        case "refused":
+            outcome = refusal_error(_decode_refusal(json.loads(refusal)))
+        case _:
+            outcome = closed_error(ref)
+    return Taken(outcome, tightest_first(states))
+
+
+def _decode_refusal(found: Mapping[str, Any]) -> Refusal:
+    return Refusal(
+        found["scope"],
+        LimitKind(found["kind"]),
+        LimitWindow(found["window"]),
+        found["limit"],
+        found["requested"],
+        found["retry"] / MICROS if "retry" in found else None,
+    )
+
+
+def _encode_refs(refs: Sequence[EventRef]) -> list[dict[str, Any]]:
+    return [{"event": ref.event_id, "attempt": ref.attempt} for ref in refs]
+
+
+def _decode_ref(text: str) -> EventRef:
+    event_id, _, attempt = text.rpartition(":")
+    return EventRef(event_id, int(attempt))
+
+
+def _encode_work(work: Work) -> str:
+    who = work.principal
+    principal = [who.workspace_id, who.role, who.tier, who.key_id, who.user_id, who.service_account]
+    return json.dumps([principal, work.requested_model, work.served_model, work.endpoint, work.request_id])
+
+
+def _decode_work(text: str) -> Work:
+    principal, requested_model, served_model, endpoint, request_id = json.loads(text)
+    workspace_id, role, tier, key_id, user_id, service_account = principal
+    return Work(
+        Principal(
+            workspace_id=workspace_id,
+            role=Role(role),
+            tier=tier,
+            key_id=key_id,
+            user_id=user_id,
+            service_account=service_account,
+        ),
+        requested_model,
+        served_model,
+        endpoint,
+        request_id,
+    )

@@ -1,0 +1,17 @@
+"""What Alembic runs: the migrations, over the connection and inside the transaction it was given."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from accounting.migrations import VERSION_TABLE
+from accounting.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    version_table=VERSION_TABLE,
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,172 @@
+"""Limits and decisions, pure. `quota.lua` decides; here is what it is asked and what its answers mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from naru.errors import NaruError, Reason
+from naru.identity import Principal
+
+MAX_ATTEMPT = 63
+"""Highest attempt of one event; a new attempt looks at all the ones before it."""
+MAX_TOKENS = 1 << 40
+"""Most tokens that one reservation or event may name: far above any engine, and exact in every store."""
+CONCURRENCY_RETRY_SECONDS = 1.0
+"""How soon a caller with too many requests in flight may try again: nobody knows when one of them ends."""
+BUCKETS = 60
+"""Buckets before the current one that a window looks at."""
+
+
+class LimitKind(StrEnum):
+    """What a limit counts."""
+
+    REQUESTS = "requests"
+    INPUT_TOKENS = "input_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+    TOTAL_TOKENS = "total_tokens"
+    CONCURRENCY = "concurrency"
+
+
+class LimitWindow(StrEnum):
+    """Over which time a limit counts. NONE: what is in flight."""
+
+    NONE = ""
+    MINUTE = "minute"
+    HOUR = "hour"
+
+    @property
+    def bucket_seconds(self) -> int:
+        """Width of one of the buckets a window slides over; 0 for none."""
+        return {LimitWindow.NONE: 0, LimitWindow.MINUTE: 1, LimitWindow.HOUR: 60}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit that applies to a request.
+
+    Attributes:
+        scope: "key", "user" or "workspace".
+        scope_id: Whose.
+        limit: The most that may be taken.
+        model: Of which model; "*" is all of them.
+    """
+
+    scope: str
+    scope_id: str
+    kind: LimitKind
+    window: LimitWindow
+    limit: int
+    model: str = "*"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EventRef:
+    """One attempt of one request."""
+
+    event_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Who wants to use which model how, as a later settlement needs to know it."""
+
+    principal: Principal
+    requested_model: str = ""
+    served_model: str = ""
+    endpoint: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one request wants to take. `output_tokens` 0 means unknown."""
+
+    ref: EventRef
+    revision: int
+    work: Work
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """Where a limit stands; `reset_seconds` bounds the time until all of it is free if nothing more is taken."""
+
+    limit: Limit
+    remaining: int
+    reset_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Leave to run. Times in microseconds since the Unix epoch; `output_token_cap` None: the engine needs no cap."""
+
+    reserve_time: int
+    lease_expire_time: int
+    output_token_cap: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one reservation: a grant, or why not; and the limits that were checked, tightest first."""
+
+    ref: EventRef
+    outcome: Grant | NaruError
+    limits: tuple[LimitState, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Which limit said no. `retry_seconds` None: the request is larger than the whole limit."""
+
+    scope: str
+    kind: LimitKind
+    window: LimitWindow
+    limit: int
+    requested: int
+    retry_seconds: float | None
+
+
+def refusal_error(refusal: Refusal) -> NaruError:
+    """The error a caller sees for a refusal."""
+    kind, limit = refusal.kind, str(refusal.limit)
+    what = kind.value.replace("_", " ")
+    if refusal.retry_seconds is None:
+        return NaruError(
+            Reason.REQUEST_EXCEEDS_LIMIT,
+            f"This request alone is larger than the {refusal.scope}'s limit of {limit} {what}.",
+            metadata={"scope": refusal.scope, "kind": kind, "limit": limit, "requested": str(refusal.requested)},
+        )
+    if kind is LimitKind.CONCURRENCY:
+        return NaruError(
+            Reason.CONCURRENCY_LIMIT_EXCEEDED,
+            f"The {refusal.scope} has {limit} requests in flight, which is its limit.",
+            metadata={"scope": refusal.scope, "limit": limit},
+            retry_after=refusal.retry_seconds,
+        )
+    return NaruError(
+        Reason.RATE_LIMIT_EXCEEDED,
+        f"The {refusal.scope}'s limit of {limit} {what} per {refusal.window} is used up.",
+        metadata={"scope": refusal.scope, "kind": kind, "window": refusal.window, "limit": limit},
+        retry_after=refusal.retry_seconds,
+    )
+
+
+def closed_error(ref: EventRef) -> NaruError:
+    """The error for reserving an attempt that was released, settled or has expired."""
+    return NaruError(
+        Reason.FAILED_PRECONDITION,
+        "This attempt of the request was closed before; it cannot reserve again.",
+        metadata={"event_id": ref.event_id},
+    )
+
+
+def tightest_first(states: list[LimitState]) -> tuple[LimitState, ...]:
+    """Ordered by the share that is left of each."""
+    return tuple(
+        sorted(
+            states, key=lambda state: (state.remaining / max(state.limit.limit, 1), state.remaining, state.limit.limit)
+        )
+    )

@@ -1,0 +1,145 @@
+"""The rules of evidence, pure: what a report is worth, and what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from accounting.quota import EventRef, Work
+from naru.usage import Usage
+
+
+class Evidence(IntEnum):
+    """How good a report is; its rank. Better evidence replaces worse, equal or worse changes nothing."""
+
+    NONE = 0
+    ACCEPTED = 1
+    DELIVERED = 2
+    FINAL = 3
+
+
+class Accuracy(StrEnum):
+    """How exact figures are."""
+
+    EXACT = "exact"
+    REPORTED = "reported"
+    ESTIMATED = "estimated"
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    COMPLETED = "completed"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+class RecordStatus(StrEnum):
+    """What became of a report."""
+
+    RECORDED = "recorded"
+    KNOWN = "known"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    """What one attempt of one request used. Times in microseconds since the Unix epoch, None when unknown."""
+
+    ref: EventRef
+    evidence: Evidence
+    accuracy: Accuracy
+    outcome: Outcome
+    work: Work
+    usage: Usage
+    accept_time: int | None = None
+    end_time: int | None = None
+    replica: str = ""
+    epoch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BookedEvent:
+    """An event, booked at `reserve_time` (microseconds since the Unix epoch)."""
+
+    event: UsageEvent
+    reserve_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """What is kept of an event so far. `settled_time` None: its lease may go on."""
+
+    evidence: Evidence
+    usage: Usage
+    reserve_time: int
+    settled_time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a report changes.
+
+    Attributes:
+        settle: Whether the event counts from now on with these figures.
+        correction: What to add to figures that counted before; None when none did.
+    """
+
+    settle: bool
+    correction: Usage | None
+
+
+def weigh(stored: StoredEvent | None, report: UsageEvent) -> Change | None:
+    """What `report` changes; None when evidence as good or better is there."""
+    if stored is not None and report.evidence <= stored.evidence:
+        return None
+    if stored is not None and stored.settled_time is not None:
+        return Change(settle=True, correction=difference(report.usage, stored.usage))
+    return Change(settle=report.evidence is Evidence.FINAL, correction=None)
+
+
+def statuses(stored: Evidence | None, reports: Sequence[UsageEvent]) -> list[RecordStatus]:
+    """What becomes of each of several reports of one attempt, in the order they came."""
+    known = -1 if stored is None else stored
+    found = []
+    for report in reports:
+        found.append(RecordStatus.RECORDED if report.evidence > known else RecordStatus.KNOWN)
+        known = max(known, report.evidence)
+    return found
+
+
+def nothing_reported(ref: EventRef, work: Work) -> UsageEvent:
+    """The outcome of a request that nobody reported anything about before its lease ended."""
+    return UsageEvent(ref, Evidence.NONE, Accuracy.ESTIMATED, Outcome.FAILED, work, Usage())
+
+
+def booking_time(event: UsageEvent, reserved: int, now: int) -> int:
+    """When usage is booked: at the reservation; without one, at the earliest time known of the event."""
+    return reserved or event.accept_time or event.end_time or now
+
+
+def difference(new: Usage, old: Usage) -> Usage:
+    """What has to be added to `old` to make it `new`."""
+    return Usage(
+        new.prompt_tokens - old.prompt_tokens,
+        new.completion_tokens - old.completion_tokens,
+        new.cached_prompt_tokens - old.cached_prompt_tokens,
+        new.reasoning_tokens - old.reasoning_tokens,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What an attempt counts with from now on, by evidence of a rank: what the limiter has to be told."""
+
+    ref: EventRef
+    evidence: Evidence
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of a batch of reports, in order, and what the limiter has to be told about it."""
+
+    statuses: tuple[RecordStatus, ...]
+    settled: tuple[Exact, ...]

@@ -1,0 +1,312 @@
+"""The Lua script against a model that counts by brute force."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from accounting.limiter import Limiter, connect
+from accounting.quota import EventRef, Grant, Limit, LimitKind, LimitWindow, Reservation, Work
+from accounting.settlement import Evidence, Exact
+from naru.errors import NaruError, Reason
+from naru.identity import Principal
+from naru.testing.redis_server import redis_server
+from naru.usage import Usage
+
+SECOND = 1_000_000
+START = 1_800_000_000 * SECOND
+LEASE, LIFETIME = 60 * SECOND, 3_600 * SECOND
+LIMITS = (
+    Limit("key", "k", LimitKind.REQUESTS, LimitWindow.MINUTE, 5),
+    Limit("key", "k", LimitKind.REQUESTS, LimitWindow.HOUR, 12),
+    Limit("key", "k", LimitKind.INPUT_TOKENS, LimitWindow.MINUTE, 100),
+    Limit("key", "k", LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 400),
+    Limit("key", "k", LimitKind.CONCURRENCY, LimitWindow.NONE, 3),
+)
+WORK = Work(Principal("ws", key_id="k"))
+TOKENS = st.integers(0, 120)
+
+
+def ref(event: int, attempt: int) -> EventRef:
+    """An event's name."""
+    return EventRef(f"00000000-0000-7000-8000-{event:012d}", attempt)
+
+
+@dataclass
+class Made:
+    """What the model remembers of one reservation."""
+
+    state: str
+    revision: int
+    reserved: int
+    lease: int
+    counted: bool
+    # Tokens in each window: when they were taken, and how many of each kind.
+    taken: int = 0
+    tokens: tuple[int, int] = (0, 0)
+    rank: int = -1
+    # What a repetition of a refused replacement is told.
+    refusal: tuple[str, int | None] | None = None
+
+
+@dataclass
+class Model:
+    """Counts everything again for every question."""
+
+    now: int = START
+    made: dict[EventRef, Made] = field(default_factory=dict)
+    requests: list[int] = field(default_factory=list)
+
+    def amount(self, kind: LimitKind, tokens: tuple[int, int]) -> int:
+        return {LimitKind.INPUT_TOKENS: tokens[0], LimitKind.TOTAL_TOKENS: sum(tokens)}[kind]
+
+    def in_flight(self) -> set[EventRef]:
+        return {name for name, one in self.made.items() if one.state == "open"}
+
+    def entries(self, limit: Limit) -> list[tuple[int, int]]:
+        """Bucket and amount of all that was ever taken of a limit."""
+        width = limit.window.bucket_seconds * SECOND
+        if limit.kind is LimitKind.REQUESTS:
+            return [(time // width, 1) for time in self.requests]
+        return [(one.taken // width, self.amount(limit.kind, one.tokens)) for one in self.made.values()]
+
+    def used(self, limit: Limit, now: int) -> int:
+        if limit.kind is LimitKind.CONCURRENCY:
+            return len(self.in_flight())
+        current = now // (limit.window.bucket_seconds * SECOND)
+        return sum(amount for bucket, amount in self.entries(limit) if current - 60 <= bucket <= current)
+
+    def refusal(self, tokens: tuple[int, int], *, counts: bool, place: bool) -> tuple[str, int | None] | None:
+        """Why it does not fit: the reason, and how long until it would."""
+        worst: tuple[str, int | None] | None = None
+        for limit in LIMITS:
+            if limit.kind is LimitKind.CONCURRENCY:
+                amount = 1 if place else 0
+            elif limit.kind is LimitKind.REQUESTS:
+                amount = 1 if counts else 0
+            else:
+                amount = self.amount(limit.kind, tokens)
+            if amount == 0 or self.used(limit, self.now) + amount <= limit.limit:
+                continue
+            if amount > limit.limit:
+                return Reason.REQUEST_EXCEEDS_LIMIT, None
+            if limit.kind is LimitKind.CONCURRENCY:
+                found: tuple[str, int] = (Reason.CONCURRENCY_LIMIT_EXCEEDED, SECOND)
+            else:
+                found = (Reason.RATE_LIMIT_EXCEEDED, self.fits_at(limit, amount) - self.now)
+            if worst is None or found[1] > (worst[1] or 0):
+                worst = found
+        return worst
+
+    def fits_at(self, limit: Limit, amount: int) -> int:
+        """The first beginning of a bucket at which the amount fits if nothing more is taken."""
+        width = limit.window.bucket_seconds * SECOND
+        bucket = self.now // width + 1
+        while self.used(limit, bucket * width) + amount > limit.limit:
+            bucket += 1
+        return bucket * width
+
+
+class QuotaMachine(RuleBasedStateMachine):
+    """Does the same to both, and compares every answer."""
+
+    loop: asyncio.AbstractEventLoop
+    limiter: Limiter
+    redis: Any
+
+    names = Bundle("names")
+
+    def run(self, coroutine: Any) -> Any:
+        """Waits for the real one."""
+        return self.loop.run_until_complete(coroutine)
+
+    @initialize()
+    def begin(self) -> None:
+        self.run(self.redis.flushall())
+        self.model = Model()
+        self.limiter.now = self.model.now
+        self.run(self.limiter.begin_epoch("e", 0))
+        self.events = 0
+
+    @rule(seconds=st.one_of(st.integers(0, 90), st.integers(300, 3_700), st.just(0.4)))
+    def wait(self, seconds: float) -> None:
+        """Time passes; reservations are renewed or not by other rules."""
+        self.model.now += round(seconds * SECOND)
+        self.limiter.now = self.model.now
+
+    @rule(seconds=st.integers(1, 100))
+    def clock_goes_back(self, seconds: int) -> None:
+        """The clock of the machine is set back: nothing is decided by a time that is earlier than one seen."""
+        self.limiter.now = self.model.now - seconds * SECOND
+
+    @rule(target=names, tokens=st.tuples(TOKENS, TOKENS))
+    def new_event(self, tokens: tuple[int, int]) -> Any:
+        self.events += 1
+        name = ref(self.events, 0)
+        self.reserve(name, 0, tokens)
+        return name
+
+    @rule(target=names, tokens=st.tuples(TOKENS, TOKENS), name=names)
+    def next_attempt(self, tokens: tuple[int, int], name: EventRef) -> Any:
+        event_id = name.event_id
+        attempt = max(known.attempt for known in [*self.model.made, name] if known.event_id == event_id) + 1
+        if attempt > 3:
+            return multiple()
+        self.reserve(EventRef(event_id, attempt), 0, tokens)
+        return EventRef(event_id, attempt)
+
+    @rule(name=names, revision=st.integers(0, 3), tokens=st.tuples(TOKENS, TOKENS))
+    def again(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> None:
+        self.reserve(name, revision, tokens)
+
+    def reserve(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> None:
+        """Reserves in both; the model says what the answer must be."""
+        reservation = Reservation(name, revision, WORK, *tokens)
+        verdict = self.run(self.limiter.reserve([(reservation, LIMITS)]))
+        (taken,) = verdict.taken
+        expected = self.expect(name, revision, tokens)
+        if isinstance(expected, Made):
+            assert taken.outcome == Grant(expected.reserved, expected.lease)
+        else:
+            reason, wait = expected
+            assert isinstance(taken.outcome, NaruError)
+            assert taken.outcome.reason == reason
+            assert taken.outcome.retry_after == (None if wait is None else wait / SECOND)
+        if not (isinstance(taken.outcome, NaruError) and taken.outcome.reason is Reason.FAILED_PRECONDITION):
+            remaining = {state.limit: state.remaining for state in taken.limits}
+            assert remaining == {
+                limit: max(limit.limit - self.model.used(limit, self.model.now), 0) for limit in LIMITS
+            }
+
+    def expect(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> Made | tuple[str, int | None]:
+        model, made = self.model, self.model.made.get(name)
+        if made is None:
+            earlier = [ref for ref in model.made if ref.event_id == name.event_id and ref.attempt < name.attempt]
+            counts = not any(model.made[ref].counted for ref in earlier)
+            refusal = model.refusal(tokens, counts=counts, place=True)
+            if refusal is not None:
+                return refusal
+            if counts:
+                model.requests.append(model.now)
+            made = Made("open", revision, model.now, model.now + LEASE, True, model.now, tokens)
+            model.made[name] = made
+            return made
+        if made.state != "open":
+            if made.state == "refused" and revision <= made.revision:
+                assert made.refusal is not None
+                return made.refusal
+            return Reason.FAILED_PRECONDITION, None
+        if revision <= made.revision:
+            return made
+        if model.now >= made.reserved + LIFETIME:
+            return Reason.FAILED_PRECONDITION, None
+        made.tokens = (0, 0)
+        refusal = model.refusal(tokens, counts=False, place=False)
+        made.revision = revision
+        if refusal is not None:
+            made.state = "refused"
+            made.refusal = refusal
+            return refusal
+        made.tokens, made.taken = tokens, model.now
+        made.lease = min(model.now + LEASE, made.reserved + LIFETIME)
+        return made
+
+    @rule(name=names)
+    def release(self, name: EventRef) -> None:
+        made = self.model.made.get(name)
+        expected = made is not None and made.state == "open"
+        assert self.run(self.limiter.release([name])) == [expected]
+        if made is None:
+            self.model.made[name] = Made("released", 0, 0, 0, False)
+        elif expected:
+            made.state, made.tokens = "released", (0, 0)
+
+    @rule(name=names)
+    def renew(self, name: EventRef) -> None:
+        made = self.model.made.get(name)
+        (lease,) = self.run(self.limiter.renew([name]))
+        if made is None or made.state != "open" or self.model.now >= made.reserved + LIFETIME:
+            assert lease is None
+        else:
+            made.lease = min(self.model.now + LEASE, made.reserved + LIFETIME)
+            assert lease == made.lease
+
+    @rule(name=names, evidence=st.sampled_from(Evidence), tokens=st.tuples(TOKENS, TOKENS))
+    def settle(self, name: EventRef, evidence: Evidence, tokens: tuple[int, int]) -> None:
+        self.run(self.limiter.settle([Exact(name, evidence, Usage(*tokens))]))
+        made = self.model.made.get(name)
+        if made is None or evidence.value <= made.rank:
+            return
+        made.rank = evidence.value
+        if made.state in ("open", "expiring"):
+            made.state = "settled"
+        if made.state != "refused" and made.taken:
+            made.tokens = tokens
+
+    @rule()
+    def sweep(self) -> None:
+        claimed = self.run(self.limiter.claim_expired(100, 30))
+        expected = {
+            name
+            for name, made in self.model.made.items()
+            if made.state in ("open", "expiring") and made.lease <= self.model.now
+        }
+        assert {one.ref for one in claimed} == expected
+        for one in claimed:
+            made = self.model.made[one.ref]
+            assert (one.reserve_time, one.work) == (made.reserved, WORK)
+            made.state, made.lease = "expiring", self.model.now + 30 * SECOND
+
+    @invariant()
+    def no_window_holds_more_than_its_limit(self) -> None:
+        """What is decided on never exceeds a limit; only exact figures that came later may."""
+        for limit in LIMITS:
+            if limit.kind in (LimitKind.REQUESTS, LimitKind.CONCURRENCY):
+                assert self.model.used(limit, self.model.now) <= limit.limit
+
+
+@pytest.fixture
+def machine() -> Iterator[type[QuotaMachine]]:
+    """The machine, on a Redis of its own."""
+    loop = asyncio.new_event_loop()
+    with redis_server() as url:
+        redis = connect(url)
+        limiter = Limiter(redis, lease_seconds=60, lifetime_seconds=3_600)
+
+        class Machine(QuotaMachine):
+            pass
+
+        Machine.loop, Machine.limiter, Machine.redis = loop, limiter, redis
+        yield Machine
+        loop.run_until_complete(limiter.close())
+    loop.close()
+
+
+def test_the_script_decides_as_the_model_does(machine: type[QuotaMachine]) -> None:
+    """Whatever happens in whatever order, the script's answers are those of a model that counts everything again."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis does not type it
+        machine,
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
