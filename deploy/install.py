@@ -34,7 +34,8 @@ def main() -> int:
         print(f"NARU_UP_ENGINE must be cpu or cuda, not {gpu!r}", file=sys.stderr)
         return 2
     wanted = os.environ.get("NARU_INSTALL_EXTRAS", "edge,authsvc,accounting,inference,embedded")
-    extras = ",".join([wanted, f"engine-{gpu}", *sys.argv[1:]])
+    # Further extras come on top of an installation, whose engine need not be looked at again.
+    extras = ",".join([wanted, *(sys.argv[1:] or [f"engine-{gpu}"])])
     # A checkout is used where it lies; an image gets a copy.
     target = ["-e", f"{root}[{extras}]"] if (root / ".git").exists() else [f"{root}[{extras}]"]
     command = [
@@ -51,9 +52,9 @@ def main() -> int:
         command += ["--extra-index-url", CPU_INDEX]
     elif gpu == "cpu":
         say("PyTorch's own index cannot be reached; taking torch from the index pip is set up with")
-    say(f"installing Naru with the {gpu} engine; the first time this takes a few minutes")
+    say(f"installing naru[{extras}]; the first time this takes a few minutes")
     code = subprocess.call([*command, *target])
-    if code == 0 and gpu == "cpu":
+    if code == 0 and gpu == "cpu" and not sys.argv[1:]:
         drop_cuda_builds()
     return code
 

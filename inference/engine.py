@@ -19,7 +19,7 @@ class InputKind(StrEnum):
     OPENAI_COMPLETION = "openai_completion"
     CHAT = "chat"
     TEXT = "text"
-    TOKEN_IDS = "token_ids"
+    TOKEN_IDS = "token_ids"  # noqa: S105 -- tokens of a language model, not of access
 
 
 @dataclass(frozen=True, slots=True)

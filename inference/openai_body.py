@@ -81,6 +81,8 @@ def decode_object(text: bytes) -> dict[str, Any]:
         raise invalid_argument("body", "The body is not valid JSON.") from None
     if not isinstance(body, dict):
         raise invalid_argument("body", "The body must be a JSON object.")
+    if b"\\ud" in text.lower() and not _is_unicode(body):
+        raise invalid_argument("body", "The body holds half of a surrogate pair, which is no text.")
     return body
 
 
@@ -138,6 +140,14 @@ def _sampling_fields(sampling: Sampling) -> dict[str, Any]:
         "frequency_penalty": sampling.frequency_penalty,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _is_unicode(body: object) -> bool:
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -216,12 +226,16 @@ def _check_parts(parts: list[object], where: str) -> None:
 
 
 def _check_prompt(prompt: object) -> None:
-    if not _is_prompt(prompt) and not (isinstance(prompt, list) and prompt and all(map(_is_prompt, prompt))):
+    one = _is_text(prompt) or _is_token_ids(prompt)
+    many = isinstance(prompt, list) and bool(prompt) and (all(map(_is_text, prompt)) or all(map(_is_token_ids, prompt)))
+    if not one and not many:
         message = "`prompt` must be a string, a list of strings, a list of token ids or a list of those; not empty."
         raise invalid_argument("prompt", message)
 
 
-def _is_prompt(prompt: object) -> bool:
-    if isinstance(prompt, list):
-        return bool(prompt) and all(_is_integer(token) and token >= 0 for token in prompt)
+def _is_text(prompt: object) -> bool:
     return isinstance(prompt, str) and prompt != ""
+
+
+def _is_token_ids(prompt: object) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(_is_integer(token) and token >= 0 for token in prompt)

@@ -133,6 +133,9 @@ class VllmEngine:
         self._renderer = self._submitter = None
         if engine is None:
             return
+        if not engine.get_num_unfinished_requests():
+            # Nobody is left to be told that the engine ended, so vLLM need not log its end as an error.
+            engine.output_handler.cancel()
         await asyncio.get_running_loop().run_in_executor(None, partial(engine.shutdown, timeout=timeout))
         # Its destructor shuts down once more, which fails noisily if it is left for the interpreter's own end.
         del engine

@@ -41,8 +41,6 @@ def _callers_fault(error: Exception, vllm: Vllm, body: Mapping[str, Any], contex
         known = invalid_argument("messages", f"The model's chat template refused the messages: {_short(str(error))}")
     elif isinstance(error, NotImplementedError):
         known = not_supported("", _short(str(error)) or "The engine does not support this request.")
-    elif isinstance(error, UnicodeError):
-        known = invalid_argument(_prompt_field(body), "The text is not valid Unicode.")
     elif isinstance(error, ValueError | TypeError | OverflowError):
         known = invalid_argument(_named_field(str(error), body), _short(str(error)))
     return known
@@ -65,6 +63,9 @@ def _validation_error(error: Exception, body: Mapping[str, Any], context_tokens:
         if parameter == "input_tokens" and isinstance(value, int):
             metadata["prompt_tokens"] = str(value)
         return NaruError(Reason.CONTEXT_LENGTH_EXCEEDED, message, metadata=metadata)
+    if parameter == "logprobs" and "top_logprobs" in body:
+        # The engine's parameter; in a chat request the number is in the other field.
+        parameter = "top_logprobs"
     return invalid_argument(str(parameter) if parameter else _named_field(message, body), message)
 
 

@@ -55,11 +55,12 @@ def end_session(session: int) -> list[int]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process_id, signal.SIGKILL)
     deadline = time.monotonic() + 5
-    for process_id in found:
-        with contextlib.suppress(ChildProcessError):  # not ours: whoever started it reaps it
-            os.waitpid(process_id, 0)
     while session_members(session) and time.monotonic() < deadline:
         time.sleep(0.01)
+    # What was adopted is ours to reap, also what had ended by itself; the rest whoever started it reaps.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-session, os.WNOHANG)[0]:
+            pass
     return found
 
 

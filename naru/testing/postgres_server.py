@@ -27,7 +27,7 @@ class PostgresServer:
     def new_database(self) -> str:
         """Creates an empty database and returns its SQLAlchemy URL for asyncpg."""
         name = f"test_{uuid4().hex}"
-        command = [self._executables / "createdb", "-h", self._socket_folder, "-U", "postgres", name]
+        command = [str(self._executables / "createdb"), "-h", str(self._socket_folder), "-U", "postgres", name]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603 -- our own executable and arguments
         return f"postgresql+asyncpg://postgres@/{name}?host={self._socket_folder}"
 

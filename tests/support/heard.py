@@ -9,17 +9,14 @@ from typing import Any
 from inference.engine import ChoiceOutput, Engine, EngineHandle, EngineRequest, InputKind
 
 
-def openai_request(
-    kind: InputKind, *, cap: int | None = None, cache_salt: str = "", model: str = "model", **body: Any
-) -> EngineRequest:
+def openai_request(kind: InputKind, *, cap: int | None = None, **body: Any) -> EngineRequest:
     """An OpenAI request with this body; its `stream` is the body's."""
     return EngineRequest(
         kind=kind,
-        model=model,
+        model="model",
         stream=body.get("stream") is True,
         output_token_cap=cap,
         openai_json=json.dumps(body).encode(),
-        cache_salt=cache_salt,
     )
 
 

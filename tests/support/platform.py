@@ -140,7 +140,7 @@ def platform(folder: Path, environ: Mapping[str, str] | None = None) -> Iterator
             if running.process.poll() is None:
                 running.process.kill()
                 running.process.wait()
-        left = [process_id for process_id in before if Path(f"/proc/{process_id}").exists()]
+        left = [process_id for process_id in before if alive(process_id)]
         assert not left, f"left behind: {[command_line(process_id) for process_id in left]}"
 
 
@@ -151,6 +151,14 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
         assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
         time.sleep(0.02)
     return time.monotonic() - started
+
+
+def alive(process_id: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(process_id: int) -> list[int]:

@@ -16,5 +16,5 @@ ROOT = Path(__file__).parents[3]
 def default_model() -> Path:
     """The folder of the default model, which is made ready when it is not."""
     folder = ROOT / ".naru/models/smollm2-135m-instruct"
-    make_ready(folder, lambda line: print(line, file=sys.stderr))  # noqa: T201 -- a download takes a while
+    make_ready(folder, lambda line: print(line, file=sys.stderr))
     return folder

@@ -74,7 +74,9 @@ async def test_the_cap_wins_over_the_openai_request() -> None:
 async def test_every_prompt_gets_n_choices_in_order() -> None:
     """Choice number is prompt number times n plus the choice's own; prompt tokens count once per prompt."""
     async with running() as engine:
-        prepared = await engine.prepare(openai_request(COMPLETION, prompt=["one two", [1, 2, 3]], n=2, max_tokens=2))
+        prepared = await engine.prepare(
+            openai_request(COMPLETION, prompt=["one two", "three four five"], n=2, max_tokens=2)
+        )
         heard = Heard()
         await engine.submit(prepared, heard)
         await heard.until_ends(4)
@@ -154,6 +156,7 @@ async def test_typed_inputs_are_taken_too() -> None:
         (COMPLETION, {}, "prompt"),
         (COMPLETION, {"prompt": ""}, "prompt"),
         (COMPLETION, {"prompt": ["a", 1]}, "prompt"),
+        (COMPLETION, {"prompt": ["a", [1]]}, "prompt"),
         (COMPLETION, {"prompt": ["a"] * 100, "n": 100}, "n"),
     ],
 )
@@ -166,7 +169,9 @@ async def test_a_wrong_field_is_named(kind: InputKind, body: dict[str, Any], fie
     assert caught.value.metadata == {"field": field}
 
 
-@pytest.mark.parametrize("text", [b"", b"[1]", b"{", b'{"temperature": NaN}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text", [b"", b"[1]", b"{", b'{"temperature": NaN}', b"\xff", b"[" * 100_000, b'{"a": "\\ud800"}']
+)
 async def test_a_body_that_is_no_json_object_is_refused(text: bytes) -> None:
     """Neither broken JSON nor another JSON value gets further."""
     async with running() as engine:
