@@ -97,7 +97,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example metadata: {}.
     """
     ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 19
-    """The server knows the request but does not support it with this model or build. UNIMPLEMENTED, HTTP 501.
+    """The server knows the request but does not support it with this model or build. UNIMPLEMENTED, HTTP 400.
     Example metadata: {"field": "tools"}.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
@@ -185,7 +185,7 @@ ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 18
 Example metadata: {}.
 """
 ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 19
-"""The server knows the request but does not support it with this model or build. UNIMPLEMENTED, HTTP 501.
+"""The server knows the request but does not support it with this model or build. UNIMPLEMENTED, HTTP 400.
 Example metadata: {"field": "tools"}.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
