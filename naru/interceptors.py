@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -142,6 +143,10 @@ class Gate(grpc.aio.ServerInterceptor):
             await call.abort_with_status(rpc_status.to_status(error_to_status(error)))
         except (asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
+            # Cancelled by ourselves, perhaps while gRPC was writing: it would leave the caller waiting for ever.
+            if not call.done():
+                with contextlib.suppress(grpc.aio.AbortError):
+                    await call.abort(grpc.StatusCode.UNAVAILABLE, "The server ended this call.")
             raise
         except Exception as cause:  # noqa: BLE001 -- whatever it is, the caller gets a fixed text and the log gets the cause
             code = grpc.StatusCode.INTERNAL
