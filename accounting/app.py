@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from accounting import limiter as limiters
 from accounting import migrations, tiers
-from accounting.config import AccountingConfig, read_database_url, read_redis_url
-from accounting.database import Database
+from accounting.config import AccountingConfig
 from accounting.epoch import EpochKeeper
 from accounting.limiter import Limiter
 from accounting.readiness import Readiness
@@ -25,6 +24,7 @@ from naru.client import ServiceClient
 from naru.clock import Clock, SystemClock
 from naru.config import ConfigError
 from naru.credentials import CachedAuthenticator
+from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.identity import ServiceName, ServiceTokens
 from naru.ids import uuid7
@@ -53,6 +53,7 @@ async def running(
     clock = clock or SystemClock()
     tokens, token = _service_tokens(config)
     tier_definitions = _tiers(config)
+    admit_when_lost = config.redis_lost_policy == "open"
     metrics = Metrics()
     tracing = Tracing.from_environment(config.SERVICE)
     async with AsyncExitStack() as stack:
@@ -69,7 +70,7 @@ async def running(
             logger=_log,
             metrics=metrics,
             lease_seconds=config.lease_seconds,
-            admit_when_lost=config.redis_lost_policy == "open",
+            admit_when_lost=admit_when_lost,
         )
         recorder = Recorder(store=store, limiter=limiter, clock=clock, logger=_log, metrics=metrics)
         epochs = EpochKeeper(
@@ -120,7 +121,9 @@ async def running(
         _ = lifecycle.background.start("invalidations", principals.watch())
         port = await server.start(config.host, config.port)
         stack.push_async_callback(server.stop, config.shutdown_grace)
-        readiness = Readiness([store.ping, limiter.ping], server.set_serving, _log)
+        # Who chose to admit without limits is served without Redis.
+        needs = [store.ping] if admit_when_lost else [store.ping, limiter.ping]
+        readiness = Readiness(needs, server.set_serving, _log)
         await readiness.check()
         _ = lifecycle.background.start("readiness", readiness.run())
         yield Running(port, ops_port)
@@ -131,12 +134,12 @@ async def migrate(config: AccountingConfig) -> None:
     async with AsyncExitStack() as stack:
         database = _database(config)
         stack.push_async_callback(database.close)
-        await _answering(config, Lifecycle(), lambda: migrations.upgrade(database))
+        await _answering(config, Lifecycle(), lambda: migrations.MIGRATIONS.upgrade(database))
     _log.info("the schema is up to date")
 
 
 async def _check_schema(database: Database) -> None:
-    if not await migrations.is_current(database):
+    if not await migrations.MIGRATIONS.is_current(database):
         raise ConfigError("the database does not have the schema of this version: run `python -m accounting migrate`")
 
 
@@ -162,14 +165,14 @@ async def _answering(config: AccountingConfig, lifecycle: Lifecycle, action: Cal
 
 def _database(config: AccountingConfig) -> Database:
     try:
-        return Database(read_database_url(config))
+        return Database(config.database_url)
     except ValueError as error:
         raise ConfigError(f"NARU_ACCOUNTING_DATABASE_URL: {error}") from error
 
 
 def _limiter(config: AccountingConfig) -> Limiter:
     try:
-        redis = limiters.connect(read_redis_url(config))
+        redis = limiters.connect(config.redis_url)
     except ValueError as error:
         raise ConfigError(f"NARU_ACCOUNTING_REDIS_URL: {error}") from error
     return Limiter(redis, lease_seconds=config.lease_seconds, lifetime_seconds=config.hard_lifetime_seconds)

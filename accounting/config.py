@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from naru.config import ConfigError, ServiceConfig, setting
+from naru.config import ServiceConfig, setting
 
 _POLICIES = ("closed", "open")
 
@@ -23,12 +23,10 @@ class AccountingConfig(ServiceConfig):
         "SQLAlchemy URL of the database: sqlite+aiosqlite:///<file> or postgresql+asyncpg://<user>:<password>@<host>/<name>.",
         secret=True,
     )
-    database_url_file: Path | None = setting(None, "File that holds the URL of the database; wins over database_url.")
     database_wait: float = setting(30.0, "Seconds to wait at start for a database that does not answer yet.")
     redis_url: str = setting(
         "redis://127.0.0.1:6379/0", "URL of Redis: redis://, rediss:// or unix://; version 6.2 or later.", secret=True
     )
-    redis_url_file: Path | None = setting(None, "File that holds the URL of Redis; wins over redis_url.")
     redis_lost_policy: str = setting(
         "closed",
         "While Redis is away or was emptied: closed refuses requests, open admits and logs them.",
@@ -52,25 +50,3 @@ class AccountingConfig(ServiceConfig):
             )
         if not 0 <= self.recovery_seconds <= 86_400:
             raise ValueError("NARU_ACCOUNTING_RECOVERY_SECONDS must be from 0 to 86400")
-
-
-def read_database_url(config: AccountingConfig) -> str:
-    """The URL of the database. Raises ConfigError when its file cannot be read."""
-    return _read("DATABASE_URL_FILE", config.database_url_file) or config.database_url
-
-
-def read_redis_url(config: AccountingConfig) -> str:
-    """The URL of Redis. Raises ConfigError when its file cannot be read."""
-    return _read("REDIS_URL_FILE", config.redis_url_file) or config.redis_url
-
-
-def _read(name: str, path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"NARU_ACCOUNTING_{name}: cannot read {path}: {error}") from error
-    if not text:
-        raise ConfigError(f"NARU_ACCOUNTING_{name}: {path} is empty")
-    return text

@@ -20,6 +20,7 @@ from redis.exceptions import (
     MasterDownError,
     OutOfMemoryError,
     ReadOnlyError,
+    ResponseError,
     TimeoutError,
     TryAgainError,
 )
@@ -57,6 +58,7 @@ _AWAY = (
     TryAgainError,
     OSError,
 )
+_CODES_OF_OUTAGES = ("OOM ", "MISCONF ", "READONLY ", "MASTERDOWN ")
 
 
 class Standing(StrEnum):
@@ -265,8 +267,11 @@ def connect(url: str) -> Redis:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except _AWAY as error:
-        raise unavailable("accounting", "The limiter is not available right now.") from error
+    except (*_AWAY, ResponseError) as error:
+        # Within a script such a state has no exception of its own, only its code in the text.
+        if isinstance(error, _AWAY) or any(code in str(error) for code in _CODES_OF_OUTAGES):
+            raise unavailable("accounting", "The limiter is not available right now.") from error
+        raise
 
 
 def _taken(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Taken:

@@ -8,7 +8,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from accounting.database import Database
 from accounting.reporting import (
     Dimension,
     RequestRecord,
@@ -19,6 +18,7 @@ from accounting.reporting import (
     page_size,
 )
 from accounting.tables import request_log, usage_events
+from naru.database import Database
 from naru.usage import Usage
 
 # Written out rather than bound: PostgreSQL does not see that two parameters of one value are the same expression.

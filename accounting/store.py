@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from accounting.database import Database
 from accounting.quota import EventRef, Work
 from accounting.settlement import (
     BookedEvent,
@@ -25,6 +24,7 @@ from accounting.settlement import (
 )
 from accounting.settlement import statuses as statuses_of
 from accounting.tables import limiter_epoch, settlement_outbox, usage_corrections, usage_events
+from naru.database import Database
 from naru.identity import Principal
 from naru.usage import Usage
 

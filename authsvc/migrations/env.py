@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from authsvc.migrations import VERSION_TABLE
 from authsvc.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    version_table=VERSION_TABLE,
+    version_table=context.config.attributes["version_table"],
     render_as_batch=True,
 )
 with context.begin_transaction():

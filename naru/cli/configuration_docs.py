@@ -23,14 +23,20 @@ installing, `NARU_UP_ENGINE` (`cpu` or `cuda`).
 _TIERS = """
 ## Tiers
 
-`NARU_ACCOUNTING_TIERS_FILE` names a TOML file with a table for each tier; a limit that is left out does not apply:
+`NARU_ACCOUNTING_TIERS_FILE` names a TOML file with a table for each tier; a tier of a built-in name replaces it:
 
 ```toml
 [free]
-requests_per_minute = 10
-requests_per_hour = 100
-concurrency = 4
+limits = [
+  { kind = "requests", window = "minute", limit = 20 },
+  { kind = "total_tokens", window = "hour", limit = 100000 },
+  { kind = "concurrency", limit = 2 },
+]
+# Generated tokens per choice where a token limit applies and the caller set none; also sent to the engine.
+default_output_tokens = 1024
 ```
+
+Kinds: `requests`, `input_tokens`, `output_tokens`, `total_tokens` (window `minute` or `hour`) and `concurrency` (none).
 """
 
 

@@ -187,6 +187,7 @@ def test_other_refusals(naru: Platform) -> None:
         urllib.request.urlopen(request, timeout=5)
     assert not_json.value.code == 400
     assert json.loads(not_json.value.read())["error"]["type"] == "invalid_request_error"
+    until(lambda: naru.leases() == 0, 5, "nothing to be left reserved")
     answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=2)
     assert answer.usage is not None
     assert settled(naru, key) == (1, answer.usage.prompt_tokens, answer.usage.completion_tokens)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from naru import api_key
 from naru.api.common.v1 import error_reason_pb2, principal_pb2
 from naru.api.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
+from naru.permissions import GRANTS
 from tests.support.platform import MODEL, Platform, until
 
 CHAT = generation_pb2.ChatInput(
@@ -76,6 +78,25 @@ def test_a_direct_call_without_a_credential_is_refused(naru: Platform) -> None:
         with pytest.raises(grpc.RpcError) as raised:
             list(stub.Generate(inference_service_pb2.GenerateRequest(), timeout=10))
     assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_no_rpc_of_any_service_answers_a_stranger(naru: Platform) -> None:
+    """Neither token nor key: UNAUTHENTICATED from every RPC, reflection included; health alone answers."""
+    ports = {"auth": "AUTHSVC", "accounting": "ACCOUNTING", "inference": "INFERENCE"}
+    for method in GRANTS:
+        domains = [method.split(".")[2]] if method.startswith("/naru.api.") else ["auth", "accounting", "inference"]
+        for domain in domains:
+            with naru.channel(ports[domain]) as channel, pytest.raises(grpc.RpcError) as raised:
+                # As a stream in both directions every kind of RPC can be called.
+                list(channel.stream_stream(method)(iter([b""]), timeout=10))
+            expected = grpc.StatusCode.UNAUTHENTICATED
+            if method.startswith("/grpc.reflection.v1.") and raised.value.code() is grpc.StatusCode.UNIMPLEMENTED:
+                continue  # the library offers v1alpha only
+            assert raised.value.code() is expected, (method, domain)
+    for port in ports.values():
+        with naru.channel(port) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert check.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_buf_curl_with_reflection(naru: Platform) -> None:

@@ -73,6 +73,10 @@ def test_killing_inference_mid_stream(naru: Platform) -> None:
     assert engine
     os.kill(service, signal.SIGKILL)
     rest_fails(stream)
+    with pytest.raises(openai.InternalServerError) as down:
+        naru.client(key).chat.completions.create(model=MODEL, messages=STORY, max_tokens=1)
+    assert down.value.status_code == 503
+    assert down.value.response.headers["retry-after"]
     until(lambda: not any(alive(process_id) for process_id in engine), 10, "the engine to be gone")
     until(lambda: answers(naru), 120, "inference to be back")
     assert naru.service_ids("inference") != [service]
@@ -139,7 +143,23 @@ def test_restarting_a_service_under_load_loses_no_usage(naru: Platform, service:
     assert completion_tokens <= settled[2] <= completion_tokens + 12 * len(threads)
 
 
-def test_everything_stops_in_order_and_nothing_is_left(naru: Platform) -> None:
+def test_limits_survive_a_kill_of_redis(naru: Platform) -> None:
+    """The append-only file holds what was taken; requests go on as soon as Redis is back."""
+    client = naru.client(naru.new_key(description="kill redis", tier="free"))
+
+    def remaining() -> int:
+        raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=STORY, max_tokens=1)
+        return int(raw.headers["x-ratelimit-remaining-requests"])
+
+    assert [remaining() for _ in range(4)] == [9, 8, 7, 6]
+    time.sleep(1.5)  # written to disk every second
+    (redis,) = [p for p in children(naru.process.pid) if "redis-server" in command_line(p)[0]]
+    os.kill(redis, signal.SIGKILL)
+    until(lambda: answers(naru), 30, "requests to be admitted again")
+    assert remaining() == 5
+
+
+def test_what_runs_is_what_should_run(naru: Platform) -> None:
     """The supervisor's processes are exactly Redis and the four services."""
     lines = [" ".join(command_line(process_id)) for process_id in children(naru.process.pid)]
     assert sorted(line.split("-m ")[1].strip() for line in lines if "-m " in line) == [

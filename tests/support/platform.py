@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import openai
+import redis
 
 from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
 from naru.api.auth.v1 import api_key_service_pb2, api_key_service_pb2_grpc
@@ -115,6 +116,12 @@ class Platform:
             sum(row.usage.prompt_tokens for row in rows),
             sum(row.usage.completion_tokens for row in rows),
         )
+
+    def leases(self) -> int:
+        """Open reservations, of all keys."""
+        port, password = self.ports["NARU_UP_REDIS_PORT"], self.state.secret("redis-password")
+        with redis.Redis(port=port, password=password) as client:
+            return int(client.zcard("{naru}:leases"))
 
     def channel(self, service: str) -> grpc.Channel:
         """A channel to a service, such as "AUTHSVC"."""

@@ -10,8 +10,8 @@ import pytest
 from authsvc import migrations
 from authsvc.app import migrate, running
 from authsvc.config import AuthsvcConfig
-from authsvc.database import Database
 from authsvc.store import KeyStore
+from naru.database import Database
 from naru.identity import ServiceName
 from naru.lifecycle import Lifecycle
 from naru.testing.clock import FakeClock
@@ -40,7 +40,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     """A database with the schema in it."""
     database = Database(database_url)
     try:
-        await migrations.upgrade(database)
+        await migrations.MIGRATIONS.upgrade(database)
         yield database
     finally:
         await database.close()

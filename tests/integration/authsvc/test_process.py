@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from authsvc import migrations
 from authsvc.app import migrate, running
 from authsvc.config import AuthsvcConfig
-from authsvc.database import Database
 from naru.config import ConfigError
+from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.lifecycle import Lifecycle
 from naru.testing.postgres_server import PostgresServer
@@ -59,7 +59,7 @@ async def test_migrations_at_once_do_not_break(database_url: str, config: Authsv
     assert [code for code, _ in results] == [0, 0], results
     database = Database(database_url)
     try:
-        assert await migrations.is_current(database)
+        assert await migrations.MIGRATIONS.is_current(database)
         async with database.reading() as connection:
             assert (await connection.execute(sa.text("SELECT count(*) FROM installation"))).scalar_one() == 1
     finally:
@@ -93,7 +93,6 @@ async def test_configuration_errors_name_their_variable(config: AuthsvcConfig, t
         (replace(config, pepper_files=(f"1:{tmp_path}/nowhere",)), "PEPPER_FILES"),
         (replace(config, pepper_files=(f"1:{tmp_path}/short",)), "PEPPER_FILES"),
         (replace(config, database_url="mysql://naru:hunter2@db/naru"), "DATABASE_URL"),
-        (replace(config, database_url_file=tmp_path / "nowhere"), "DATABASE_URL_FILE"),
         (replace(config, service_tokens_dir=tmp_path), "SERVICE_TOKENS_DIR"),
     ):
         with pytest.raises(ConfigError, match=variable) as failure:
@@ -114,18 +113,15 @@ async def test_a_lost_pepper_is_found_at_start(config: AuthsvcConfig, tmp_path: 
 
 
 async def test_keys_outlive_a_restart_and_a_new_pepper(config: AuthsvcConfig, tmp_path: Path) -> None:
-    """After a restart with a new pepper in front of the old one, and the URL from a file, earlier keys still work."""
+    """After a restart with a new pepper in front of the old one, earlier keys still work."""
     await migrate(config)
     async with running(config, Lifecycle()) as up, serving(config, up) as service:
         key = (await service.bootstrap()).api_key
         before = await service.authenticate(key)
     (tmp_path / "pepper-2").write_text("q" * 32)
-    (tmp_path / "url").write_text(config.database_url + "\n")
     rotated = replace(
         config,
         pepper_files=(f"2:{tmp_path}/pepper-2", *config.pepper_files),
-        database_url="sqlite+aiosqlite:////nowhere/at/all",
-        database_url_file=tmp_path / "url",
     )
     async with running(rotated, Lifecycle()) as up, serving(rotated, up) as service:
         assert await service.authenticate(key) == before

@@ -12,11 +12,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from authsvc import migrations
-from authsvc.database import Database
 from authsvc.keys import SecretDigest
 from authsvc.records import ApiKey, PageStart, RequestMark, Workspace
 from authsvc.store import REQUEST_ID_SECONDS, KeyStore
 from authsvc.tables import metadata
+from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.identity import Role, Scopes
 
@@ -226,6 +226,6 @@ async def test_the_migrations_make_the_tables(database: Database) -> None:
 async def test_the_epoch_stays(database: Database, store: KeyStore) -> None:
     """The epoch is made once: migrating again and opening again keep it."""
     before = await store.position()
-    await migrations.upgrade(database)
+    await migrations.MIGRATIONS.upgrade(database)
     assert await store.position() == before
     assert before.epoch

@@ -143,11 +143,13 @@ class QuotaMachine(RuleBasedStateMachine):
         self.run(self.limiter.begin_epoch("e", 0))
         self.events = 0
 
-    @rule(seconds=st.one_of(st.integers(0, 90), st.integers(300, 3_700), st.just(0.4)))
+    @rule(seconds=st.one_of(st.integers(0, 90), st.integers(300, 3_700), st.sampled_from([0.4, 60, 61, 3_600])))
     def wait(self, seconds: float) -> None:
         """Time passes; reservations are renewed or not by other rules."""
         self.model.now += round(seconds * SECOND)
         self.limiter.now = self.model.now
+        # The script remembers the times it has seen.
+        assert self.run(self.limiter.claim_expired(0, 30)) == []
 
     @rule(seconds=st.integers(1, 100))
     def clock_goes_back(self, seconds: int) -> None:
@@ -194,36 +196,39 @@ class QuotaMachine(RuleBasedStateMachine):
             }
 
     def expect(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> Made | tuple[str, int | None]:
-        model, made = self.model, self.model.made.get(name)
+        """The grant or the refusal that the answer must be; the model changes as Redis does."""
+        made = self.model.made.get(name)
         if made is None:
-            earlier = [ref for ref in model.made if ref.event_id == name.event_id and ref.attempt < name.attempt]
-            counts = not any(model.made[ref].counted for ref in earlier)
-            refusal = model.refusal(tokens, counts=counts, place=True)
-            if refusal is not None:
-                return refusal
-            if counts:
-                model.requests.append(model.now)
-            made = Made("open", revision, model.now, model.now + LEASE, True, model.now, tokens)
-            model.made[name] = made
+            return self.expect_first(name, revision, tokens)
+        if made.state == "refused" and revision <= made.revision:
+            assert made.refusal is not None
+            return made.refusal
+        if made.state == "open" and revision <= made.revision:
             return made
-        if made.state != "open":
-            if made.state == "refused" and revision <= made.revision:
-                assert made.refusal is not None
-                return made.refusal
+        if made.state != "open" or self.model.now >= made.reserved + LIFETIME:
             return Reason.FAILED_PRECONDITION, None
-        if revision <= made.revision:
-            return made
-        if model.now >= made.reserved + LIFETIME:
-            return Reason.FAILED_PRECONDITION, None
-        made.tokens = (0, 0)
-        refusal = model.refusal(tokens, counts=False, place=False)
-        made.revision = revision
+        return self.expect_replacement(made, revision, tokens)
+
+    def expect_first(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> Made | tuple[str, int | None]:
+        model = self.model
+        earlier = [known for known in model.made if known.event_id == name.event_id and known.attempt < name.attempt]
+        counts = not any(model.made[known].counted for known in earlier)
+        refusal = model.refusal(tokens, counts=counts, place=True)
         if refusal is not None:
-            made.state = "refused"
-            made.refusal = refusal
             return refusal
-        made.tokens, made.taken = tokens, model.now
-        made.lease = min(model.now + LEASE, made.reserved + LIFETIME)
+        if counts:
+            model.requests.append(model.now)
+        model.made[name] = Made("open", revision, model.now, model.now + LEASE, True, model.now, tokens)
+        return model.made[name]
+
+    def expect_replacement(self, made: Made, revision: int, tokens: tuple[int, int]) -> Made | tuple[str, int | None]:
+        made.tokens, made.revision = (0, 0), revision
+        made.refusal = self.model.refusal(tokens, counts=False, place=False)
+        if made.refusal is not None:
+            made.state = "refused"
+            return made.refusal
+        made.tokens, made.taken = tokens, self.model.now
+        made.lease = min(self.model.now + LEASE, made.reserved + LIFETIME)
         return made
 
     @rule(name=names)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from authsvc import migrations
-from authsvc.database import Database
+from naru.database import Database
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     """A SQLite database with the schema in it."""
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/auth.db")
     try:
-        await migrations.upgrade(database)
+        await migrations.MIGRATIONS.upgrade(database)
         yield database
     finally:
         await database.close()

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from authsvc import migrations
-from authsvc.database import Database, translated
 from authsvc.tables import installation
+from naru.database import Database, translated
 from naru.errors import NaruError, Reason
 
 
@@ -98,11 +98,11 @@ async def test_an_empty_database_is_not_current(tmp_path: Path) -> None:
     """The schema is current after the migrations and not before; migrating again changes nothing."""
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/auth.db")
     try:
-        assert not await migrations.is_current(database)
-        await migrations.upgrade(database)
-        assert await migrations.is_current(database)
-        await migrations.upgrade(database)
-        assert await migrations.is_current(database)
+        assert not await migrations.MIGRATIONS.is_current(database)
+        await migrations.MIGRATIONS.upgrade(database)
+        assert await migrations.MIGRATIONS.is_current(database)
+        await migrations.MIGRATIONS.upgrade(database)
+        assert await migrations.MIGRATIONS.is_current(database)
     finally:
         await database.close()
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator
 import pytest
 import sqlalchemy as sa
 
-from authsvc.database import Database
 from authsvc.invalidations import STALE_SECONDS, InvalidationFeed, Notice
 from authsvc.keys import SecretDigest
 from authsvc.records import ApiKey, Workspace
 from authsvc.store import KeyStore
 from authsvc.tables import installation, invalidations
+from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.testing.clock import FakeClock
 

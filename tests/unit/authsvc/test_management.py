@@ -9,12 +9,12 @@ from itertools import count
 import pytest
 import sqlalchemy as sa
 
-from authsvc.database import Database
 from authsvc.invalidations import InvalidationFeed
 from authsvc.keys import Pepper, Peppers
 from authsvc.management import KeyManager, KeyWish
 from authsvc.store import KeyStore
 from authsvc.tables import workspaces
+from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
 from naru.identity import Principal, Role
 from naru.testing.clock import FakeClock

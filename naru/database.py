@@ -77,7 +77,7 @@ def translated() -> Iterator[None]:
         raise
     except Exception as error:  # the drivers have no common base class; what is no outage goes on unchanged
         if _is_outage(error):
-            raise unavailable("accounting", "The database is not available right now.") from error
+            raise unavailable("database", "The database is not available right now.") from error
         raise
 
 

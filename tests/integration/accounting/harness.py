@@ -1,0 +1,173 @@
+"""What tests of accounting say often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from accounting.epoch import EpochKeeper
+from accounting.limiter import Limiter
+from accounting.quota import Decision, EventRef, Grant, Limit, LimitKind, LimitWindow, Reservation, Work
+from accounting.recording import Recorder
+from accounting.report_store import ReportStore
+from accounting.reporting import UsageQuery
+from accounting.reservations import Reservations
+from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent
+from accounting.store import UsageStore
+from accounting.sweeper import Sweeper
+from accounting.tiers import BUILT_IN, Tier, TierLimit, Tiers
+from naru.database import Database
+from naru.errors import NaruError
+from naru.identity import Principal
+from naru.ids import uuid7
+from naru.logs import get_logger
+from naru.metrics import Metrics
+from naru.testing.clock import FakeClock
+from naru.usage import Usage
+
+SECOND = 1_000_000
+START = 1_800_000_000 * SECOND
+PRINCIPAL = Principal("ws-1", tier="free", key_id="key-1", user_id="user-1")
+WORK = Work(PRINCIPAL, "gpt-4o-mini", "smollm2", "/v1/chat/completions", "req_1")
+NEVER = 10**18
+METERED = Tier(
+    "metered",
+    (
+        TierLimit(LimitKind.REQUESTS, LimitWindow.HOUR, 100),
+        TierLimit(LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 10_000),
+        TierLimit(LimitKind.CONCURRENCY, LimitWindow.NONE, 4),
+    ),
+)
+LOG = get_logger("test")
+
+
+def new_ref(attempt: int = 0) -> EventRef:
+    """An attempt of an event that is new."""
+    return EventRef(uuid7(), attempt)
+
+
+def per_minute(limit: int, kind: LimitKind = LimitKind.REQUESTS) -> Limit:
+    """A limit of the key per minute."""
+    return Limit("key", "key-1", kind, LimitWindow.MINUTE, limit)
+
+
+def in_flight(limit: int) -> Limit:
+    """A limit on what is in flight."""
+    return Limit("key", "key-1", LimitKind.CONCURRENCY, LimitWindow.NONE, limit)
+
+
+def reservation(ref: EventRef | None = None, **fields: Any) -> Reservation:
+    """A reservation of 10 and 20 tokens."""
+    made = Reservation(ref or new_ref(), 0, WORK, 10, 20)
+    return replace(made, **fields)
+
+
+def report(ref: EventRef, evidence: Evidence = Evidence.FINAL, tokens: tuple[int, int] = (7, 3)) -> UsageEvent:
+    """A report with this many prompt and completion tokens."""
+    accuracy = Accuracy.EXACT if evidence is Evidence.FINAL else Accuracy.ESTIMATED
+    outcome = Outcome.COMPLETED if evidence is Evidence.FINAL else Outcome.FAILED
+    return UsageEvent(ref, evidence, accuracy, outcome, WORK, Usage(*tokens), accept_time=START)
+
+
+def booked(event: UsageEvent, reserve_time: int = START) -> BookedEvent:
+    """The report, booked."""
+    return BookedEvent(event, reserve_time)
+
+
+class Books:
+    """A whole accounting, without a server."""
+
+    def __init__(self, database: Database, limiter: Limiter, clock: FakeClock, *, recovery_seconds: float = 90) -> None:
+        self.database, self.limiter, self.clock = database, limiter, clock
+        self.store, self.reports = UsageStore(database), ReportStore(database)
+        metrics = Metrics()
+        self.tiers = Tiers({**BUILT_IN, "metered": METERED}, LOG)
+        self.recorder = Recorder(store=self.store, limiter=limiter, clock=clock, logger=LOG, metrics=metrics)
+        self.reservations = self._reservations(metrics, admit_when_lost=False)
+        self.open_reservations = self._reservations(Metrics(), admit_when_lost=True)
+        self.epochs = EpochKeeper(
+            limiter=limiter,
+            store=self.store,
+            tiers=self.tiers,
+            logger=LOG,
+            recovery_seconds=recovery_seconds,
+            new_id=uuid7,
+        )
+        self.sweeper = Sweeper(
+            store=self.store,
+            limiter=limiter,
+            recorder=self.recorder,
+            epochs=self.epochs,
+            clock=clock,
+            logger=LOG,
+            metrics=metrics,
+            lease_seconds=60,
+        )
+
+    def _reservations(self, metrics: Metrics, *, admit_when_lost: bool) -> Reservations:
+        return Reservations(
+            limiter=self.limiter,
+            tiers=self.tiers,
+            clock=self.clock,
+            logger=LOG,
+            metrics=metrics,
+            lease_seconds=60,
+            admit_when_lost=admit_when_lost,
+        )
+
+    async def reserve(self, tier: str = "free", **fields: Any) -> Decision:
+        """Reserves for a principal of a tier."""
+        work = replace(WORK, principal=replace(PRINCIPAL, tier=tier))
+        (decision,) = await self.reservations.reserve([reservation(work=work, **fields)])
+        return decision
+
+    async def granted(self, tier: str = "free", **fields: Any) -> EventRef:
+        """Reserves, and asserts that it was granted."""
+        decision = await self.reserve(tier, **fields)
+        assert isinstance(decision.outcome, Grant), decision.outcome
+        return decision.ref
+
+    async def remaining(self, tier: str = "metered") -> dict[LimitKind, int]:
+        """What is left of each limit, without taking anything."""
+        work = replace(WORK, principal=replace(PRINCIPAL, tier=tier))
+        limits = self.tiers.limits(work.principal)
+        # Larger than every limit, so it is refused and takes nothing.
+        probe = reservation(work=work, input_tokens=10**9)
+        (taken,) = (await self.limiter.reserve([(probe, limits)])).taken
+        assert isinstance(taken.outcome, NaruError)
+        return {state.limit.kind: state.remaining for state in taken.limits}
+
+    def advance(self, seconds: float) -> None:
+        """Lets time pass for everybody."""
+        self.clock.advance(seconds)
+        assert self.limiter.now is not None
+        self.limiter.now += round(seconds * SECOND)
+
+    async def total(self) -> tuple[int, int, int]:
+        """Requests, prompt and completion tokens that count."""
+        (row,) = await self.reports.usage(UsageQuery(), None, 10)
+        return row.requests, row.usage.prompt_tokens, row.usage.completion_tokens
+
+    async def rows(self, table: sa.Table) -> list[Any]:
+        """All of a table."""
+        async with self.database.reading() as connection:
+            return list((await connection.execute(sa.select(table))).all())
+
+
+async def refused(call: Awaitable[Any]) -> NaruError:
+    """The error that `call` fails with."""
+    with pytest.raises(NaruError) as failure:
+        await call
+    return failure.value
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], within: float = 10.0) -> None:
+    """Returns when `condition` holds. Raises TimeoutError when it does not within `within` seconds."""
+    async with asyncio.timeout(within):
+        while not await condition():
+            await asyncio.sleep(0.02)

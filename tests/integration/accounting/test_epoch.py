@@ -1,0 +1,101 @@
+"""What happens when Redis loses everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from accounting.limiter import connect
+from accounting.quota import Grant, LimitKind
+from naru.errors import NaruError, Reason
+from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, report
+
+
+async def empty(redis_url: str) -> None:
+    """What a restart without persistence does."""
+    redis = connect(redis_url)
+    await redis.flushall()
+    await redis.aclose()
+
+
+async def test_the_very_first_start_does_not_wait(books: Books, redis_url: str) -> None:
+    """A database that never saw an epoch belongs to an installation that has nothing to lose."""
+    await empty(redis_url)
+    await books.epochs.check()
+    await books.granted()
+    assert await books.store.epoch() is not None
+
+
+async def test_an_emptied_redis_is_closed_until_it_has_recovered(books: Books, redis_url: str) -> None:
+    """Nobody gets in for the recovery, and each is told how long it takes."""
+    await books.epochs.check()
+    await empty(redis_url)
+    for _ in range(2):
+        with pytest.raises(NaruError) as failure:
+            await books.reserve()
+        assert failure.value.reason is Reason.SERVICE_UNAVAILABLE
+        await books.epochs.check()
+    assert failure.value.retry_after == 90.0
+    books.advance(89)
+    with pytest.raises(NaruError):
+        await books.reserve()
+    books.advance(1)
+    await books.granted()
+
+
+async def test_an_open_policy_admits_meanwhile(books: Books, redis_url: str) -> None:
+    """By what Redis still holds, which is nothing; limits begin anew."""
+    await books.epochs.check()
+    await empty(redis_url)
+    books.reservations = books.open_reservations
+    for _ in range(2):
+        assert isinstance((await books.reserve()).outcome, Grant)
+        await books.epochs.check()
+
+
+async def test_hour_windows_come_back_from_sql(books: Books, redis_url: str) -> None:
+    """What was used in the last hour counts again; what is older does not; doing it twice adds nothing."""
+    await books.epochs.check()
+    work = replace(WORK, principal=replace(PRINCIPAL, tier="metered"))
+    old = report(await books.granted("metered"), tokens=(5_000, 0))
+    await books.recorder.record([replace(old, work=work)])
+    books.advance(1_800)
+    for _ in range(3):
+        event = report(await books.granted("metered"), tokens=(100, 50))
+        await books.recorder.record([replace(event, work=work)])
+    books.advance(1_900)
+    await empty(redis_url)
+    await books.epochs.check()
+    await Books(books.database, books.limiter, books.clock).epochs.check()
+    books.advance(90)
+    remaining = await books.remaining()
+    assert remaining[LimitKind.REQUESTS] == 97
+    assert remaining[LimitKind.TOTAL_TOKENS] == 10_000 - 450
+    books.advance(1_869)
+    assert (await books.remaining())[LimitKind.REQUESTS] == 97
+    books.advance(1)
+    assert (await books.remaining())[LimitKind.REQUESTS] == 100
+
+
+async def test_replicas_agree_on_one_epoch(books: Books, redis_url: str) -> None:
+    """The one that comes second takes over what the first began."""
+    await empty(redis_url)
+    other = Books(books.database, books.limiter, books.clock)
+    await books.epochs.check()
+    noted = await books.store.epoch()
+    await other.epochs.check()
+    assert await books.store.epoch() == noted
+    assert (await books.limiter.begin_epoch("another", 0)).epoch_id == noted
+
+
+async def test_a_lease_lost_with_redis_is_settled_by_its_report(books: Books, redis_url: str) -> None:
+    """The engine's report is booked when it was accepted, and renewing what is unknown says so."""
+    await books.epochs.check()
+    ref = await books.granted("metered")
+    await empty(redis_url)
+    await books.epochs.check()
+    assert await books.reservations.renew([ref]) == [None]
+    await books.recorder.record([report(ref)])
+    assert await books.total() == (1, 7, 3)
+    assert books.clock.time() * 1_000_000 == START

@@ -1,0 +1,312 @@
+"""The limiter on a real Redis: races, retries, windows, leases."""
+
+from __future__ import annotations
+
+import asyncio
+
+from accounting.limiter import Limiter, Standing, Taken, connect
+from accounting.quota import EventRef, Grant, Limit, LimitKind, LimitWindow, Reservation
+from accounting.settlement import Evidence, Exact
+from naru.errors import NaruError, Reason
+from naru.testing.redis_server import free_port
+from naru.usage import Usage
+from tests.integration.accounting.harness import (
+    SECOND,
+    START,
+    WORK,
+    in_flight,
+    new_ref,
+    per_minute,
+    refused,
+    reservation,
+)
+
+
+async def ask(limiter: Limiter, wanted: Reservation, *limits: Limit) -> Taken:
+    """The answer to one reservation."""
+    (taken,) = (await limiter.reserve([(wanted, limits)])).taken
+    return taken
+
+
+def reason(taken: Taken) -> Reason | None:
+    """Why it was refused; None when it was granted."""
+    return taken.outcome.reason if isinstance(taken.outcome, NaruError) else None
+
+
+async def test_racing_reservations_never_exceed_a_limit(limiter: Limiter) -> None:
+    """Of 1,000 reservations at once against a limit of 10, exactly 10 are granted."""
+    answers = await asyncio.gather(*(ask(limiter, reservation(), per_minute(10)) for _ in range(1_000)))
+    assert [reason(answer) for answer in answers].count(None) == 10
+    assert {reason(answer) for answer in answers} == {None, Reason.RATE_LIMIT_EXCEEDED}
+
+
+async def test_a_batch_is_decided_in_order(limiter: Limiter) -> None:
+    """The items of one call are decided one after the other, each all or nothing."""
+    items = [(reservation(), [per_minute(2)]) for _ in range(3)]
+    verdict = await limiter.reserve(items)
+    assert [reason(taken) for taken in verdict.taken] == [None, None, Reason.RATE_LIMIT_EXCEEDED]
+
+
+async def test_an_answer_that_was_lost_is_given_again(limiter: Limiter) -> None:
+    """The same attempt and revision gets the same grant a hundred times and takes once."""
+    wanted = reservation()
+    limits = per_minute(2), per_minute(50, LimitKind.INPUT_TOKENS), in_flight(2)
+    answers = [await ask(limiter, wanted, *limits) for _ in range(100)]
+    assert {answer.outcome for answer in answers} == {Grant(START, START + 60 * SECOND)}
+    assert {state.limit.kind: state.remaining for state in answers[-1].limits} == {
+        LimitKind.REQUESTS: 1,
+        LimitKind.INPUT_TOKENS: 40,
+        LimitKind.CONCURRENCY: 1,
+    }
+
+
+async def test_a_refusal_takes_nothing_of_any_limit(limiter: Limiter) -> None:
+    """When one limit refuses, the others are as they were."""
+    taken = await ask(limiter, reservation(), per_minute(5), in_flight(5), per_minute(9, LimitKind.INPUT_TOKENS))
+    assert reason(taken) is Reason.REQUEST_EXCEEDS_LIMIT
+    assert [state.remaining for state in taken.limits] == [5, 5, 9]
+
+
+async def test_a_refusal_names_the_limit_and_when_to_come_back(limiter: Limiter) -> None:
+    """After the time it says, and not a bucket sooner, the same request fits."""
+    await ask(limiter, reservation(), per_minute(1))
+    limiter.now = START + round(10.5 * SECOND)
+    error = (await ask(limiter, reservation(), per_minute(1))).outcome
+    assert error == NaruError(
+        Reason.RATE_LIMIT_EXCEEDED,
+        "The key's limit of 1 requests per minute is used up.",
+        metadata={"scope": "key", "kind": "requests", "window": "minute", "limit": "1"},
+        retry_after=50.5,
+    )
+    limiter.now = START + 61 * SECOND - 1
+    assert reason(await ask(limiter, reservation(), per_minute(1))) is Reason.RATE_LIMIT_EXCEEDED
+    limiter.now = START + 61 * SECOND
+    assert reason(await ask(limiter, reservation(), per_minute(1))) is None
+
+
+async def test_waiting_does_not_help_a_request_that_is_too_large(limiter: Limiter) -> None:
+    """A request larger than a whole limit is told how large, and nothing about waiting."""
+    error = (await ask(limiter, reservation(input_tokens=11), per_minute(10, LimitKind.INPUT_TOKENS))).outcome
+    assert isinstance(error, NaruError)
+    assert error.reason is Reason.REQUEST_EXCEEDS_LIMIT
+    assert error.metadata == {"scope": "key", "kind": "input_tokens", "limit": "10", "requested": "11"}
+    assert error.retry_after is None
+
+
+async def test_too_many_in_flight(limiter: Limiter) -> None:
+    """The next request is refused for a second, until one of those in flight is released."""
+    first = reservation()
+    await ask(limiter, first, in_flight(1))
+    error = (await ask(limiter, reservation(), in_flight(1))).outcome
+    assert isinstance(error, NaruError)
+    assert (error.reason, error.retry_after) == (Reason.CONCURRENCY_LIMIT_EXCEEDED, 1.0)
+    assert error.metadata == {"scope": "key", "limit": "1"}
+    assert await limiter.release([first.ref]) == [True]
+    assert reason(await ask(limiter, reservation(), in_flight(1))) is None
+
+
+async def test_a_higher_revision_replaces_the_figures(limiter: Limiter) -> None:
+    """Better figures take the place of the earlier ones, also when both together would not fit."""
+    ref, limit = new_ref(), per_minute(100, LimitKind.INPUT_TOKENS)
+    await ask(limiter, reservation(ref, input_tokens=60), limit)
+    taken = await ask(limiter, reservation(ref, input_tokens=90, revision=1), limit)
+    assert reason(taken) is None
+    assert [state.remaining for state in taken.limits] == [10]
+
+
+async def test_a_lower_revision_that_comes_late_changes_nothing(limiter: Limiter) -> None:
+    """An earlier revision that was held up on its way gets the grant that stands."""
+    ref, limit = new_ref(), per_minute(100, LimitKind.INPUT_TOKENS)
+    await ask(limiter, reservation(ref, input_tokens=10, revision=1), limit)
+    taken = await ask(limiter, reservation(ref, input_tokens=60), limit)
+    assert reason(taken) is None
+    assert [state.remaining for state in taken.limits] == [90]
+
+
+async def test_a_replacement_that_does_not_fit_closes_the_reservation(limiter: Limiter) -> None:
+    """The request count stays taken, everything else is given back, and nothing can be reserved for the attempt any more."""
+    ref = new_ref()
+    limits = per_minute(5), per_minute(100, LimitKind.INPUT_TOKENS), in_flight(1)
+    await ask(limiter, reservation(ref), *limits)
+    refusal = await ask(limiter, reservation(ref, input_tokens=101, revision=1), *limits)
+    assert reason(refusal) is Reason.REQUEST_EXCEEDS_LIMIT
+    assert {state.limit.kind: state.remaining for state in refusal.limits} == {
+        LimitKind.REQUESTS: 4,
+        LimitKind.INPUT_TOKENS: 100,
+        LimitKind.CONCURRENCY: 1,
+    }
+    again = await ask(limiter, reservation(ref, input_tokens=101, revision=1), *limits)
+    assert again.outcome == refusal.outcome
+    better = await ask(limiter, reservation(ref, input_tokens=1, revision=2), *limits)
+    assert reason(better) is Reason.FAILED_PRECONDITION
+    assert await limiter.renew([ref]) == [None]
+    limiter.now = START + 100 * SECOND
+    assert await limiter.claim_expired(10, 30) == []
+
+
+async def test_a_retry_elsewhere_is_the_same_request(limiter: Limiter) -> None:
+    """A second attempt takes its own place in flight and its own tokens, but no second request."""
+    ref = new_ref()
+    limits = per_minute(1), per_minute(100, LimitKind.INPUT_TOKENS), in_flight(2)
+    await ask(limiter, reservation(ref), *limits)
+    taken = await ask(limiter, reservation(EventRef(ref.event_id, 1)), *limits)
+    assert reason(taken) is None
+    assert {state.limit.kind: state.remaining for state in taken.limits} == {
+        LimitKind.REQUESTS: 0,
+        LimitKind.INPUT_TOKENS: 80,
+        LimitKind.CONCURRENCY: 0,
+    }
+
+
+async def test_a_release_gives_everything_back_but_the_request(limiter: Limiter) -> None:
+    """Releasing twice gives back once."""
+    ref = new_ref()
+    limits = per_minute(5), per_minute(100, LimitKind.INPUT_TOKENS), in_flight(1)
+    await ask(limiter, reservation(ref), *limits)
+    assert await limiter.release([ref, ref]) == [True, False]
+    probe = await ask(limiter, reservation(), *limits)
+    assert {state.limit.kind: state.remaining for state in probe.limits} == {
+        LimitKind.REQUESTS: 3,
+        LimitKind.INPUT_TOKENS: 90,
+        LimitKind.CONCURRENCY: 0,
+    }
+
+
+async def test_a_reserve_that_comes_after_its_release_is_refused(limiter: Limiter) -> None:
+    """Whether the reservation had been made or not, its attempt is over; another attempt is not."""
+    made, never = new_ref(), new_ref()
+    await ask(limiter, reservation(made), per_minute(5))
+    assert await limiter.release([made, never]) == [True, False]
+    for ref in (made, never):
+        error = (await ask(limiter, reservation(ref), per_minute(5))).outcome
+        assert isinstance(error, NaruError)
+        assert (error.reason, error.metadata) == (Reason.FAILED_PRECONDITION, {"event_id": ref.event_id})
+        assert reason(await ask(limiter, reservation(EventRef(ref.event_id, 1)), per_minute(5))) is None
+
+
+async def test_a_tombstone_outlives_every_request(limiter: Limiter, redis_url: str) -> None:
+    """What is remembered of a closed reservation is kept for longer than its hard lifetime, and not for ever."""
+    ref = new_ref()
+    await limiter.release([ref])
+    redis = connect(redis_url)
+    left = await redis.ttl(f"{{naru}}:r:{ref.event_id}:0")
+    await redis.aclose()
+    assert 3_600 < left < 2 * 3_600
+
+
+async def test_every_key_is_on_one_primary(limiter: Limiter, redis_url: str) -> None:
+    """All keys have one hash tag."""
+    limits = per_minute(5), per_minute(100, LimitKind.INPUT_TOKENS), in_flight(1)
+    await ask(limiter, reservation(), *limits)
+    redis = connect(redis_url)
+    keys = await redis.keys("*")
+    await redis.aclose()
+    assert len(keys) >= 7
+    assert all(key.startswith("{naru}:") for key in keys)
+
+
+async def test_a_lease_is_renewed_up_to_the_hard_lifetime(limiter: Limiter) -> None:
+    """Each renewal adds a lease from now; none goes beyond an hour, and after it there is none."""
+    ref = new_ref()
+    await ask(limiter, reservation(ref), per_minute(5))
+    limiter.now = START + 50 * SECOND
+    assert await limiter.renew([ref, new_ref()]) == [START + 110 * SECOND, None]
+    limiter.now = START + 3_590 * SECOND
+    assert await limiter.renew([ref]) == [START + 3_600 * SECOND]
+    limiter.now = START + 3_600 * SECOND
+    assert await limiter.renew([ref]) == [None]
+    assert reason(await ask(limiter, reservation(ref, revision=1), per_minute(5))) is Reason.FAILED_PRECONDITION
+    assert [one.ref for one in await limiter.claim_expired(10, 30)] == [ref]
+
+
+async def test_an_expired_lease_is_claimed_by_one_sweeper_at_a_time(limiter: Limiter) -> None:
+    """A claim returns the place in flight at once; if the claimer dies, another one gets it after a while."""
+    ref = new_ref()
+    await ask(limiter, reservation(ref), in_flight(1))
+    limiter.now = START + 60 * SECOND
+    claims = await asyncio.gather(*(limiter.claim_expired(10, 30) for _ in range(10)))
+    (claimed,) = [one for claim in claims for one in claim]
+    assert (claimed.ref, claimed.reserve_time, claimed.work) == (ref, START, WORK)
+    assert await limiter.renew([ref]) == [None]
+    assert reason(await ask(limiter, reservation(), in_flight(1))) is None
+    limiter.now = START + 90 * SECOND
+    assert [one.ref for one in await limiter.claim_expired(10, 30)] == [ref]
+    await limiter.settle([Exact(ref, Evidence.NONE, Usage())])
+    limiter.now = START + 200 * SECOND
+    assert ref not in [one.ref for one in await limiter.claim_expired(10, 30)]
+
+
+async def test_settling_replaces_the_estimate_in_its_own_bucket(limiter: Limiter) -> None:
+    """Exact figures replace the reserved ones where those were taken; only better evidence does so again."""
+    ref, limit = new_ref(), Limit("key", "key-1", LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 1_000)
+    await ask(limiter, reservation(ref, input_tokens=500, output_tokens=400), limit)
+    limiter.now = START + 1_800 * SECOND
+    for evidence, tokens in ((Evidence.DELIVERED, (50, 50)), (Evidence.ACCEPTED, (1, 1)), (Evidence.DELIVERED, (9, 9))):
+        await limiter.settle([Exact(ref, evidence, Usage(*tokens))])
+        taken = await ask(limiter, reservation(input_tokens=10**6), limit)
+        assert [state.remaining for state in taken.limits] == [900]
+    await limiter.settle([Exact(ref, Evidence.FINAL, Usage(20, 10))])
+    taken = await ask(limiter, reservation(input_tokens=10**6), limit)
+    assert [state.remaining for state in taken.limits] == [970]
+    assert [state.reset_seconds for state in taken.limits] == [1_860]
+
+
+async def test_other_keys_have_other_limits(limiter: Limiter) -> None:
+    """What one key uses up is there for another."""
+    other = Limit("key", "key-2", LimitKind.REQUESTS, LimitWindow.MINUTE, 1)
+    assert reason(await ask(limiter, reservation(), per_minute(1))) is None
+    assert reason(await ask(limiter, reservation(), other)) is None
+
+
+async def test_the_tightest_limit_comes_first(limiter: Limiter) -> None:
+    """Limits are ordered by the share that is left."""
+    taken = await ask(limiter, reservation(), per_minute(10), in_flight(2), per_minute(1_000, LimitKind.INPUT_TOKENS))
+    assert [state.limit.kind for state in taken.limits] == [
+        LimitKind.CONCURRENCY,
+        LimitKind.REQUESTS,
+        LimitKind.INPUT_TOKENS,
+    ]
+
+
+async def test_redis_keeps_the_time_by_itself(redis_url: str) -> None:
+    """Without a time from a test, Redis's own clock decides."""
+    limiter = Limiter(connect(redis_url), lease_seconds=60, lifetime_seconds=3_600)
+    await limiter.begin_epoch("first", 0)
+    grant = (await ask(limiter, reservation(), per_minute(1))).outcome
+    assert isinstance(grant, Grant)
+    assert grant.reserve_time > 1_600_000_000 * SECOND
+    assert grant.lease_expire_time == grant.reserve_time + 60 * SECOND
+    await limiter.close()
+
+
+async def test_an_emptied_redis_decides_nothing(limiter: Limiter, redis_url: str) -> None:
+    """Without an epoch nothing is granted; a new one opens after the recovery."""
+    redis = connect(redis_url)
+    await redis.flushall()
+    await redis.aclose()
+    assert (await limiter.reserve([(reservation(), [])])).standing is Standing.LOST
+    assert (await limiter.begin_epoch("second", 90)).began
+    assert not (await limiter.begin_epoch("third", 90)).began
+    verdict = await limiter.reserve([(reservation(), [])])
+    assert (verdict.standing, verdict.wait_seconds, verdict.taken) == (Standing.RECOVERING, 90.0, ())
+    limiter.now = START + 90 * SECOND
+    assert (await limiter.reserve([(reservation(), [])])).standing is Standing.OK
+
+
+async def test_a_redis_that_is_away_is_unavailable() -> None:
+    """Nobody listens: the error says which service cannot work."""
+    limiter = Limiter(connect(f"redis://127.0.0.1:{free_port()}/0"), lease_seconds=60, lifetime_seconds=3_600)
+    error = await refused(limiter.reserve([(reservation(), [])]))
+    assert (error.reason, error.metadata) == (Reason.SERVICE_UNAVAILABLE, {"service": "accounting"})
+    await limiter.close()
+
+
+async def test_a_redis_that_is_full_is_unavailable(limiter: Limiter, redis_url: str) -> None:
+    """A state in which Redis takes no writes is an outage of the limiter, not a fault of the caller's."""
+    redis = connect(redis_url)
+    await redis.config_set("maxmemory", "1")
+    error = await refused(limiter.reserve([(reservation(), [per_minute(5)])]))
+    await redis.config_set("maxmemory", "0")
+    await redis.aclose()
+    assert error.reason is Reason.SERVICE_UNAVAILABLE
+    assert reason(await ask(limiter, reservation(), per_minute(5))) is None

@@ -1,0 +1,41 @@
+"""What accounting can be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from accounting.config import AccountingConfig
+from naru.config import ConfigError, describe, load
+
+
+def test_defaults_are_usable() -> None:
+    """Nothing has to be set."""
+    config = load(AccountingConfig, {})
+    assert (config.port, config.lease_seconds, config.hard_lifetime_seconds) == (50052, 60, 3_600)
+    assert (config.redis_lost_policy, config.recovery_seconds) == ("closed", 90)
+
+
+def test_urls_are_secret() -> None:
+    """They may hold passwords, so the configuration in the log does not show them."""
+    config = load(
+        AccountingConfig, {"NARU_ACCOUNTING_DATABASE_URL": "x:hunter2", "NARU_ACCOUNTING_REDIS_URL": "hunter2"}
+    )
+    assert "hunter2" not in str(describe(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_LOST_POLICY", "ajar"),
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "nan"),
+        ("LEASE_SECONDS", "3601"),
+        ("HARD_LIFETIME_SECONDS", "1e9"),
+        ("RECOVERY_SECONDS", "-1"),
+        ("RECOVERY_SECONDS", "inf"),
+    ],
+)
+def test_wrong_values_are_named(name: str, value: str) -> None:
+    """With what is allowed."""
+    with pytest.raises(ConfigError, match=f"NARU_ACCOUNTING_{name}"):
+        load(AccountingConfig, {f"NARU_ACCOUNTING_{name}": value})

@@ -1,0 +1,85 @@
+"""Who may see which usage, and where pages begin."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+
+import pytest
+
+from accounting.reporting import Dimension, UsageQuery, decode_page, encode_page, page_size, visible
+from naru.errors import NaruError, Reason
+from naru.identity import Caller, Principal, Role, ServiceName
+
+USER = Principal("ws-1", Role.USER, key_id="key-1", user_id="user-1")
+METHOD = "/naru.api.accounting.v1.UsageService/QueryUsage"
+
+
+def seen(asked: UsageQuery, principal: Principal) -> UsageQuery | Reason:
+    """What becomes of a question."""
+    try:
+        return visible(asked, Caller(principal=principal), METHOD)
+    except NaruError as error:
+        return error.reason
+
+
+@pytest.mark.parametrize("caller", [Caller(service=ServiceName.OPERATOR), Caller(principal=Principal("w", Role.ADMIN))])
+def test_operators_and_admins_see_everything(caller: Caller) -> None:
+    """Their questions stay as they are."""
+    assert visible(UsageQuery(workspace_id="other"), caller, METHOD) == UsageQuery(workspace_id="other")
+
+
+def test_a_workspace_admin_sees_its_workspace() -> None:
+    """And any key in it."""
+    manager = replace(USER, role=Role.WORKSPACE_ADMIN)
+    assert seen(UsageQuery(), manager) == UsageQuery(workspace_id="ws-1")
+    assert seen(UsageQuery(key_id="key-2"), manager) == UsageQuery(key_id="key-2", workspace_id="ws-1")
+    assert seen(UsageQuery(workspace_id="ws-2"), manager) is Reason.PERMISSION_DENIED
+
+
+def test_a_user_sees_its_own_key() -> None:
+    """With a key, that key's; with a token, the user's; with neither, nothing."""
+    assert seen(UsageQuery(), USER) == UsageQuery(key_id="key-1", workspace_id="ws-1")
+    assert seen(UsageQuery(key_id="key-2"), USER) is Reason.PERMISSION_DENIED
+    assert seen(UsageQuery(workspace_id="ws-2"), USER) is Reason.PERMISSION_DENIED
+    by_token = replace(USER, key_id="")
+    assert seen(UsageQuery(), by_token) == UsageQuery(user_id="user-1", workspace_id="ws-1")
+    assert seen(UsageQuery(key_id="key-1"), by_token) is Reason.PERMISSION_DENIED
+    assert seen(UsageQuery(), replace(by_token, user_id="")) is Reason.PERMISSION_DENIED
+
+
+def test_page_sizes() -> None:
+    """100 by default, at most 1,000, never negative."""
+    assert [page_size(asked) for asked in (0, 5, 1_000, 5_000)] == [100, 5, 1_000, 1_000]
+    with pytest.raises(NaruError):
+        page_size(-1)
+
+
+def test_a_token_names_the_last_row() -> None:
+    """For the query that it came from, and no other."""
+    query = UsageQuery((Dimension.KEY, Dimension.DAY))
+    token = encode_page(query, ("key-1", 20_000))
+    assert decode_page(query, token) == ("key-1", 20_000)
+    assert decode_page(query, "") is None
+    with pytest.raises(NaruError):
+        decode_page(replace(query, model="m"), token)
+
+
+@pytest.mark.parametrize(
+    "last", [["key-1"], ["key-1", "1"], [1, 1], ["key-1", -1], ["key-1", 10**30], ["\0", 1], ["\ud800", 1], ["k", True]]
+)
+def test_tokens_made_by_hand_are_refused(last: list[object]) -> None:
+    """Nothing that no row can hold gets to the database."""
+    query = UsageQuery((Dimension.KEY, Dimension.DAY))
+    digest = json.loads(base64.urlsafe_b64decode(encode_page(query, ("k", 1))))[0]
+    token = base64.urlsafe_b64encode(json.dumps([digest, *last]).encode()).decode()
+    with pytest.raises(NaruError, match="page_token"):
+        decode_page(query, token)
+
+
+@pytest.mark.parametrize("token", ["x", "é", "bm90IGpzb24=", base64.b64encode(b"[" * 100_000).decode()])
+def test_garbage_is_refused(token: str) -> None:
+    """Whatever it is."""
+    with pytest.raises(NaruError, match="page_token"):
+        decode_page(UsageQuery((Dimension.KEY,)), token)
