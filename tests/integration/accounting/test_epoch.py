@@ -72,7 +72,7 @@ async def test_hour_windows_come_back_from_sql(books: Books, redis_url: str) -> 
     remaining = await books.remaining()
     assert remaining[LimitKind.REQUESTS] == 97
     assert remaining[LimitKind.TOTAL_TOKENS] == 10_000 - 450
-    books.advance(1_869)
+    books.advance(1_669)
     assert (await books.remaining())[LimitKind.REQUESTS] == 97
     books.advance(1)
     assert (await books.remaining())[LimitKind.REQUESTS] == 100
