@@ -13,7 +13,13 @@ from naru.cli import up as supervision
 from naru.cli.usage import usage
 from naru.client import ServiceClient
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Naru: a self-hosted LLM API platform.")
+# A traceback that shows local variables would show keys.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Naru: a self-hosted LLM API platform.",
+)
 app.add_typer(keys.app, name="keys")
 app.command()(usage)
 

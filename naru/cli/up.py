@@ -67,6 +67,8 @@ def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
             ports[name] = int(environ.get(name, default))
         except ValueError as error:
             raise UpError(f"{name} must be a port number, not {environ[name]!r}") from error
+        if not 0 < ports[name] < 65536:
+            raise UpError(f"{name} must be a port number from 1 to 65535, not {ports[name]}")
     data, redis_password = state.data.resolve(), state.secret("redis-password")
     defaults = {
         **{name: str(port) for name, port in ports.items()},
@@ -96,6 +98,7 @@ class Up:
 
     async def run(self) -> None:
         """Returns after an orderly stop. Raises UpError."""
+        self._check_that_it_is_not_running()
         self._check_ports()
         processes.become_subreaper()
         loop = asyncio.get_running_loop()
@@ -149,6 +152,12 @@ class Up:
     def _say(self, text: str) -> None:
         self._console.print(f"  {text}", highlight=False)
 
+    def _check_that_it_is_not_running(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            process_id = int(self._settings.state.pid_file.read_text())
+            os.kill(process_id, 0)
+            raise UpError(f"Naru is running already, as process {process_id}. `make down` stops it.")
+
     def _check_ports(self) -> None:
         taken = []
         for name, port in self._settings.ports.items():
@@ -159,7 +168,7 @@ class Up:
                 except OSError:
                     taken.append(f"  port {port} is taken; choose another with {name}=<port>")
         if taken:
-            raise UpError("\n".join(["Naru cannot start:", *taken, "Is it running already? `make down` stops it."]))
+            raise UpError("\n".join(["Naru cannot start:", *taken]))
 
     def _start(self, program: Program) -> None:
         supervised = Supervised(program, self._say)

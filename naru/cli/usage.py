@@ -68,9 +68,11 @@ def usage(
             request.page_token = response.next_page_token
 
     rows = session.run("accounting", call)
-    table = Table(*[Column(str(d), no_wrap=d is Dimension.KEY) for d in dimensions], title="Usage")
-    for column in ("requests", "prompt tokens", "of it cached", "completion tokens", "total tokens"):
-        table.add_column(column, justify="right")
+    table = Table(
+        *[Column(str(d), no_wrap=d is Dimension.KEY, overflow="fold") for d in dimensions], title="Usage, in tokens"
+    )
+    for column in ("requests", "prompt", "cached", "completion", "total"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         figures = row.usage
         table.add_row(

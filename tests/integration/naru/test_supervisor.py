@@ -136,6 +136,31 @@ def test_taken_ports_are_named_with_their_variable(tmp_path: Path) -> None:
     assert f"port {port} is taken; choose another with NARU_EDGE_PORT=<port>" in done.stdout
 
 
+@pytest.mark.parametrize("port", ["70000", "0", "-1", "http"])
+def test_a_port_that_is_none_is_named(tmp_path: Path, port: str) -> None:
+    """One line that says what is allowed, no traceback."""
+    environ = {**os.environ, "NARU_UP_STATE": str(tmp_path / "state"), "NARU_EDGE_PORT": port}
+    done = subprocess.run(
+        [sys.executable, "-m", "naru", "up"], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "NARU_EDGE_PORT must be a port number" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_second_up_says_that_there_is_a_first(tmp_path: Path) -> None:
+    """And names it."""
+    state = StateFolder(tmp_path / "state")
+    state.prepare()
+    state.pid_file.write_text(f"{os.getpid()}\n")
+    environ = {**os.environ, "NARU_UP_STATE": str(state.root)}
+    done = subprocess.run(
+        [sys.executable, "-m", "naru", "up"], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert f"running already, as process {os.getpid()}" in done.stdout
+
+
 def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:
     """The second run finds the first one's; nobody else can read them."""
     state = StateFolder(tmp_path / "state")
