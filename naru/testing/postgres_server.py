@@ -35,15 +35,15 @@ class PostgresServer:
 @contextmanager
 def postgres_cluster() -> Iterator[PostgresServer]:
     """Runs a server with a fresh data directory; takes about a second."""
-    executables = _executables()
     # A short path: a Unix socket's may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="npg-"))
-    # PostgreSQL refuses to run as root.
-    user = "nobody" if os.geteuid() == 0 else None
-    if user is not None:
+    executables, data, user = _executables(), folder / "data", None
+    if os.geteuid() == 0:
+        # PostgreSQL refuses to run as root; and nobody else may be able to read where we are installed.
+        user = "nobody"
+        executables = _copy(executables, folder)
         account = pwd.getpwnam(user)
         os.chown(folder, account.pw_uid, account.pw_gid)
-    data = folder / "data"
 
     def run(*command: object) -> None:
         subprocess.run([str(part) for part in command], check=True, user=user, cwd=folder, capture_output=True)  # noqa: S603 -- our own executables and arguments
@@ -66,6 +66,14 @@ def postgres_server() -> Iterator[str]:
     """Runs a server and yields the URL of an empty database in it."""
     with postgres_cluster() as cluster:
         yield cluster.new_database()
+
+
+def _copy(executables: Path, folder: Path) -> Path:
+    """Copies PostgreSQL and the libraries that it finds by their place beside it; returns its executables."""
+    package = executables.parents[1]
+    shutil.copytree(package / "pginstall", folder / "site/pgserver/pginstall", symlinks=True)
+    shutil.copytree(package.with_name("pgserver.libs"), folder / "site/pgserver.libs", symlinks=True)
+    return folder / "site/pgserver/pginstall/bin"
 
 
 def _executables() -> Path:
