@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from accounting import limiter as limiters
@@ -24,8 +24,7 @@ from naru.client import ServiceClient
 from naru.clock import Clock, SystemClock
 from naru.config import ConfigError
 from naru.credentials import CachedAuthenticator
-from naru.database import Database
-from naru.errors import NaruError, Reason
+from naru.database import Database, answering
 from naru.identity import ServiceName, ServiceTokens
 from naru.ids import uuid7
 from naru.interceptors import CallerAuthenticator
@@ -36,7 +35,6 @@ from naru.ops import OpsListener
 from naru.server import GrpcServer
 from naru.tracing import Tracing
 
-_RETRY_SECONDS = 0.5
 _log = get_logger(__name__)
 
 
@@ -114,7 +112,7 @@ async def running(
         stack.push_async_callback(ops.close)
         ops_port = await ops.start(config.ops_host, config.ops_port)
 
-        await _answering(config, lifecycle, lambda: _check_schema(database))
+        await answering(lambda: _check_schema(database), seconds=config.database_wait, stopping=lifecycle.stopping)
         await sweeper.sweep()
         stack.push_async_callback(lifecycle.background.close)
         _ = lifecycle.background.start("sweeper", sweeper.run())
@@ -134,33 +132,15 @@ async def migrate(config: AccountingConfig) -> None:
     async with AsyncExitStack() as stack:
         database = _database(config)
         stack.push_async_callback(database.close)
-        await _answering(config, Lifecycle(), lambda: migrations.MIGRATIONS.upgrade(database))
+        await answering(
+            lambda: migrations.MIGRATIONS.upgrade(database), seconds=config.database_wait, stopping=asyncio.Event()
+        )
     _log.info("the schema is up to date")
 
 
 async def _check_schema(database: Database) -> None:
     if not await migrations.MIGRATIONS.is_current(database):
         raise ConfigError("the database does not have the schema of this version: run `python -m accounting migrate`")
-
-
-async def _answering(config: AccountingConfig, lifecycle: Lifecycle, action: Callable[[], Awaitable[None]]) -> None:
-    """Does `action`, again and again while the database is away, for as long as the configuration allows."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + config.database_wait
-    while True:
-        try:
-            return await action()
-        except NaruError as error:
-            if error.reason is not Reason.SERVICE_UNAVAILABLE:
-                raise
-            if loop.time() >= give_up or lifecycle.stopping.is_set():
-                raise OSError("the database does not answer") from error
-            _log.warning("waiting for the database", error=repr(error.__cause__))
-        try:
-            async with asyncio.timeout(_RETRY_SECONDS):
-                await lifecycle.stopping.wait()
-        except TimeoutError:
-            continue
 
 
 def _database(config: AccountingConfig) -> Database:

@@ -1,38 +1,10 @@
-"""Runs authsvc: `python -m authsvc [--config FILE]`; `python -m authsvc migrate [--config FILE]` prepares its database."""
+"""Runs authsvc: `python -m authsvc`; `python -m authsvc migrate` prepares its database."""
 
-from __future__ import annotations
-
-import argparse
-import asyncio
-import os
 import sys
-from pathlib import Path
 
 from authsvc.app import migrate, running
 from authsvc.config import AuthsvcConfig
-from naru import config as configuration
-from naru import lifecycle, logs
-
-
-def main(argv: list[str]) -> int:
-    """Serves or migrates. Returns the exit code: 0 done, 1 failed, 2 wrong configuration."""
-    if argv[:1] != ["migrate"]:
-        return lifecycle.main(AuthsvcConfig, running, argv)
-    parser = argparse.ArgumentParser(prog="python -m authsvc migrate", description="Brings the database up to date.")
-    parser.add_argument("--config", type=Path, help="TOML file; NARU_* variables win over it")
-    arguments = parser.parse_args(argv[1:])
-    try:
-        config = configuration.load(AuthsvcConfig, os.environ, arguments.config)
-        logs.configure(config.SERVICE, config.log_level)
-        asyncio.run(migrate(config))
-    except configuration.ConfigError as error:
-        print(f"authsvc: {error}", file=sys.stderr)  # noqa: T201 -- logs need the configuration
-        return lifecycle.EXIT_CONFIG
-    except OSError as error:
-        print(f"authsvc: {error}", file=sys.stderr)  # noqa: T201 -- the last words of a command
-        return lifecycle.EXIT_CRASH
-    return lifecycle.EXIT_OK
-
+from naru.lifecycle import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(AuthsvcConfig, running, migrate=migrate))

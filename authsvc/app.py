@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypeVar
 
 from authsvc import migrations
 from authsvc.authentication import Authenticator
@@ -19,8 +18,7 @@ from authsvc.store import KeyStore
 from naru.api.auth.v1 import api_key_service_pb2_grpc, auth_service_pb2_grpc
 from naru.clock import Clock, SystemClock
 from naru.config import ConfigError
-from naru.database import Database
-from naru.errors import NaruError, Reason
+from naru.database import Database, answering
 from naru.identity import ServiceTokens
 from naru.ids import uuid7
 from naru.interceptors import CallerAuthenticator
@@ -31,9 +29,7 @@ from naru.ops import OpsListener
 from naru.server import GrpcServer
 from naru.tracing import Tracing
 
-_RETRY_SECONDS = 0.5
 _log = get_logger(__name__)
-_Result = TypeVar("_Result")
 
 
 @asynccontextmanager
@@ -79,7 +75,9 @@ async def running(config: AuthsvcConfig, lifecycle: Lifecycle, *, clock: Clock |
         stack.push_async_callback(ops.close)
         ops_port = await ops.start(config.ops_host, config.ops_port)
 
-        await _answering(config, lifecycle, lambda: _check_database(database, store, peppers))
+        await answering(
+            lambda: _check_database(database, store, peppers), seconds=config.database_wait, stopping=lifecycle.stopping
+        )
         stack.push_async_callback(lifecycle.background.close)
         _ = lifecycle.background.start("invalidations", feed.run())
         port = await server.start(config.host, config.port)
@@ -94,7 +92,9 @@ async def migrate(config: AuthsvcConfig) -> None:
     async with AsyncExitStack() as stack:
         database = _database(config)
         stack.push_async_callback(database.close)
-        await _answering(config, Lifecycle(), lambda: migrations.MIGRATIONS.upgrade(database))
+        await answering(
+            lambda: migrations.MIGRATIONS.upgrade(database), seconds=config.database_wait, stopping=asyncio.Event()
+        )
     _log.info("the schema is up to date")
 
 
@@ -105,26 +105,6 @@ async def _check_database(database: Database, store: KeyStore, peppers: Peppers)
     if missing:
         versions = ", ".join(str(version) for version in sorted(missing))
         raise ConfigError(f"NARU_AUTHSVC_PEPPER_FILES: keys in the database need the pepper of version {versions}")
-
-
-async def _answering(config: AuthsvcConfig, lifecycle: Lifecycle, action: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Does `action`, again and again while the database is away, for as long as the configuration allows."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + config.database_wait
-    while True:
-        try:
-            return await action()
-        except NaruError as error:
-            if error.reason is not Reason.SERVICE_UNAVAILABLE:
-                raise
-            if loop.time() >= give_up or lifecycle.stopping.is_set():
-                raise OSError("the database does not answer") from error
-            _log.warning("waiting for the database", error=repr(error.__cause__))
-        try:
-            async with asyncio.timeout(_RETRY_SECONDS):
-                await lifecycle.stopping.wait()
-        except TimeoutError:
-            continue
 
 
 def _database(config: AuthsvcConfig) -> Database:

@@ -27,6 +27,8 @@ from naru.tracing import Tracing, current_trace_id
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SECURITY_HEADERS = {
+    # Not which server and which version of it.
+    "Server": "naru",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",

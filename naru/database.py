@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from naru.errors import NaruError, unavailable
+from naru.errors import NaruError, Reason, unavailable
+from naru.logs import get_logger
 
 _TIMEOUT_SECONDS = 5.0
+_RETRY_SECONDS = 0.5
 # SQLSTATE classes: connection, authorisation, missing database, resources, operator intervention, system error.
 _OUTAGE_STATES = ("08", "28", "3D", "53", "57P", "58")
 _SQLITE_PRAGMAS = (
@@ -23,6 +27,8 @@ _SQLITE_PRAGMAS = (
     f"busy_timeout={_TIMEOUT_SECONDS * 1000:.0f}",
 )
 _BEGIN = "begin_statement"
+Result = TypeVar("Result")
+_log = get_logger(__name__)
 
 
 class Database:
@@ -66,6 +72,29 @@ class Database:
     async def close(self) -> None:
         """Closes every connection."""
         await self._engine.dispose()
+
+
+async def answering(action: Callable[[], Awaitable[Result]], *, seconds: float, stopping: asyncio.Event) -> Result:
+    """Does `action`, again and again while the database is away.
+
+    Raises OSError when it is still away after `seconds`, or when `stopping` is set meanwhile.
+    """
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + seconds
+    while True:
+        try:
+            return await action()
+        except NaruError as error:
+            if error.reason is not Reason.SERVICE_UNAVAILABLE:
+                raise
+            if loop.time() >= give_up or stopping.is_set():
+                raise OSError("the database does not answer") from error
+            _log.warning("waiting for the database", error=repr(error.__cause__))
+        try:
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await stopping.wait()
+        except TimeoutError:
+            continue
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,13 +107,25 @@ class Lifecycle:
         self.fail(f"{name} ended")
 
 
+Migrate = Callable[[Any], Awaitable[None]]
 Opener = Callable[[Any, Lifecycle], AbstractAsyncContextManager[Running]]
 
 
-def main(config_class: type[configuration.ServiceConfig], running: Opener, argv: list[str] | None = None) -> int:
-    """Runs a service until it is told to stop. Returns the exit code: 0 stopped, 1 crashed, 2 wrong configuration."""
+def main(
+    config_class: type[configuration.ServiceConfig],
+    running: Opener,
+    argv: list[str] | None = None,
+    *,
+    migrate: Migrate | None = None,
+) -> int:
+    """Runs a service until it is told to stop, or with the word `migrate` prepares its database.
+
+    Returns the exit code: 0 stopped or done, 1 crashed, 2 wrong configuration.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {config_class.SERVICE}")
     parser.add_argument("--config", type=Path, help="TOML file; NARU_* variables win over it")
+    if migrate is not None:
+        parser.add_argument("command", nargs="?", choices=["migrate"], help="brings the database up to date and ends")
     arguments = parser.parse_args(argv)
     try:
         config = configuration.load(config_class, os.environ, arguments.config)
@@ -121,7 +133,18 @@ def main(config_class: type[configuration.ServiceConfig], running: Opener, argv:
         print(f"{config_class.SERVICE}: {error}", file=sys.stderr)  # noqa: T201 -- logs need the configuration
         return EXIT_CONFIG
     logs.configure(config_class.SERVICE, config.log_level)
+    if migrate is not None and arguments.command == "migrate":
+        return asyncio.run(_migrate(config, migrate))
     return uvloop.run(_run(config, running))
+
+
+async def _migrate(config: configuration.ServiceConfig, migrate: Migrate) -> int:
+    try:
+        await migrate(config)
+    except (configuration.ConfigError, OSError) as error:
+        _log.error("cannot migrate", error=str(error))
+        return EXIT_CONFIG if isinstance(error, configuration.ConfigError) else EXIT_CRASH
+    return EXIT_OK
 
 
 async def _run(config: configuration.ServiceConfig, running: Opener) -> int:

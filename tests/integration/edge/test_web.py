@@ -44,6 +44,7 @@ async def test_every_response_has_the_headers(edge: Harness, method: str, path: 
     async with edge.http.request(method, edge.url + path) as answer:
         assert answer.status == status
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Server"] == "naru"
         assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert answer.headers["X-Frame-Options"] == "DENY"
         assert answer.headers["Cache-Control"] == "no-store"
