@@ -14,9 +14,6 @@ from naru.logs import Logger
 BATCH_LIMIT = 1024
 """Most events of one call."""
 
-GATHER_SECONDS = 0.05
-"""How long events are gathered into one call after the first of them came."""
-
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 5.0
 
@@ -38,11 +35,14 @@ class Shipper:
         self._turn = asyncio.Lock()
 
     async def run(self) -> None:
-        """Ships what comes, within 100 ms while accounting is there. Runs for ever."""
+        """Ships what comes, at once while accounting is there. Runs for ever.
+
+        What comes while a call is under way goes with the next one: under load batches form by themselves, and a lone event
+        gives its place among the requests in flight back that much sooner.
+        """
         wait = _FIRST_WAIT
         while True:
             await self._journal.wait_unshipped()
-            await asyncio.sleep(GATHER_SECONDS)
             if await self._ship():
                 wait = _FIRST_WAIT
             else:
