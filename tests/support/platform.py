@@ -33,6 +33,7 @@ class Platform:
 
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self.state = StateFolder(folder)
+        self._clients: list[openai.OpenAI] = []
         self.ports = {name: free_port() for name in DEFAULT_PORTS}
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("NARU_", "OPENAI_", "OTEL_"))},
@@ -59,6 +60,8 @@ class Platform:
 
     def stop(self) -> int:
         """Stops it in order and returns the exit code."""
+        for client in self._clients:
+            client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=120)
@@ -75,7 +78,10 @@ class Platform:
 
     def client(self, api_key: str | None = None, **options: object) -> openai.OpenAI:
         """An OpenAI client that does not retry by itself."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key or self.api_key, max_retries=0, **options)  # type: ignore[arg-type] # passed through
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key or self.api_key, max_retries=0, **options)  # type: ignore[arg-type] # passed through
+        # Closed when the installation stops: a broken stream leaves its socket to whoever holds the client.
+        self._clients.append(client)
+        return client
 
     def service_ids(self, service: str) -> list[int]:
         """Process ids of `python -m <service>` below this supervisor."""
