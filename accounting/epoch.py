@@ -42,20 +42,34 @@ class EpochKeeper:
         self._loaded: str | None = None
 
     async def check(self) -> None:
-        """Begins an epoch if there is none. Raises NaruError SERVICE_UNAVAILABLE when Redis or the database is away."""
+        """Begins an epoch if there is none, and sees its recovery through.
+
+        Raises NaruError SERVICE_UNAVAILABLE when Redis or the database is away.
+        """
         if self._noted is None:
             self._noted = await self._store.epoch()
         recovery_seconds = self._recovery_seconds if self._noted is not None else 0.0
         epoch = await self._limiter.begin_epoch(self._new_id(), recovery_seconds)
         if epoch.began and self._noted is not None:
             self._logger.error("Redis was emptied: limits begin anew", recovery_seconds=recovery_seconds)
-        # Another replica may have begun it and died: whoever sees it recovering loads it, which may be done twice.
-        if epoch.now < epoch.open_time and self._loaded != epoch.epoch_id:
+        if self._noted == epoch.epoch_id:
+            return
+        if self._noted is not None and not await self._recover(epoch):
+            return
+        await self._store.note_epoch(epoch.epoch_id)
+        self._noted = epoch.epoch_id
+
+    async def _recover(self, epoch: Epoch) -> bool:
+        """Loads the windows when the recovery is first seen and again when it is over, and tells whether it is.
+
+        What ran when Redis was emptied is reported meanwhile. An epoch is noted only after that, so a replica that dies
+        before is followed by another; that both load changes nothing.
+        """
+        over = epoch.now >= epoch.open_time
+        if over or self._loaded != epoch.epoch_id:
             await self._load(epoch)
             self._loaded = epoch.epoch_id
-        if self._noted != epoch.epoch_id:
-            await self._store.note_epoch(epoch.epoch_id)
-            self._noted = epoch.epoch_id
+        return over
 
     async def _load(self, epoch: Epoch) -> None:
         width = LimitWindow.HOUR.bucket_seconds

@@ -21,7 +21,7 @@ local PREFIX = '{naru}:'
 local LEASES = PREFIX .. 'leases'
 local SECOND = 1000000
 local BUCKETS = 60
-local CONCURRENCY_RETRY = SECOND
+local CONCURRENCY_RETRY = SECOND -- nobody knows when one of those in flight ends
 local WIDTHS = { minute = SECOND, hour = 60 * SECOND }
 
 local call = redis.call

@@ -12,8 +12,6 @@ MAX_ATTEMPT = 63
 """Highest attempt of one event; a new attempt looks at all the ones before it."""
 MAX_TOKENS = 1 << 40
 """Most tokens that one reservation or event may name: far above any engine, and exact in every store."""
-CONCURRENCY_RETRY_SECONDS = 1.0
-"""How soon a caller with too many requests in flight may try again: nobody knows when one of them ends."""
 BUCKETS = 60
 """Buckets before the current one that a window looks at."""
 

@@ -162,12 +162,16 @@ class UsageStore:
         width = sa.literal_column(str(bucket_seconds * 1_000_000), sa.BigInteger)
         bucket = usage_events.c.reserve_time.op("/", return_type=sa.BigInteger())(width)
         who = (usage_events.c.workspace_id, usage_events.c.key_id, usage_events.c.user_id, usage_events.c.tier)
+        earlier = usage_events.alias("earlier")
+        is_first = ~sa.exists().where(
+            earlier.c.event_id == usage_events.c.event_id, earlier.c.attempt < usage_events.c.attempt
+        )
         query = (
             sa.select(
                 *who,
                 bucket.label("bucket"),
-                # A second attempt of an event is not a second request.
-                sa.func.count(sa.case((usage_events.c.attempt == 0, 1))).label("requests"),
+                # A second attempt is no second request, and an attempt 0 that was released has left no event.
+                sa.func.count(sa.case((is_first, 1))).label("requests"),
                 sa.func.sum(usage_events.c.prompt_tokens).label("prompt_tokens"),
                 sa.func.sum(usage_events.c.completion_tokens).label("completion_tokens"),
             )

@@ -83,6 +83,7 @@ class InvalidationFeed:
         """Polls the store for ever. While the store is away it goes on trying; watches end meanwhile."""
         answered = True
         while True:
+            known = self._latest
             try:
                 async with asyncio.timeout(_POLL_TIMEOUT_SECONDS):
                     position = await self._store.position()
@@ -96,6 +97,10 @@ class InvalidationFeed:
                     _log.info("the database is back")
                 answered = True
                 self._polled_at = self._clock.monotonic()
+                if position.sequence < known:
+                    _log.warning("the database was restored to an earlier state", sequence=position.sequence)
+                    self._latest = position.sequence
+                    self._wake()
                 self.announce(position.sequence)
             await asyncio.sleep(self._poll_seconds)
 
@@ -103,7 +108,8 @@ class InvalidationFeed:
         """Yields where the numbering stands, then each invalidation, and a heartbeat when there is none; until closed.
 
         Raises:
-            NaruError: SERVICE_UNAVAILABLE when the store is away, and when the process stops.
+            NaruError: SERVICE_UNAVAILABLE when the store is away or was restored to an earlier state, and when the process
+                stops.
         """
         position = await self._store.position()
         self.announce(position.sequence)
@@ -115,12 +121,16 @@ class InvalidationFeed:
                 raise unavailable("authsvc", "The service is stopping.")
             if not self.reachable:
                 raise unavailable("authsvc", "The database is not available right now.")
+            if self._latest < position.sequence:
+                # The numbers this watcher has heard of come a second time; a new watch begins with where they stand now.
+                raise unavailable("authsvc", "The numbering of invalidations has gone back.")
             if not grown:
                 yield Notice(position)
                 continue
             page = await self._store.invalidations_after(position.sequence, _PAGE)
             if page:
                 position = Position(position.epoch, page[-1].sequence)
+                self.announce(position.sequence)
                 yield Notice(position, tuple(invalidation.key_id for invalidation in page))
 
     async def _wait(self, sequence: int) -> bool:

@@ -110,14 +110,14 @@ class KeyManager:
         now = self._clock.time()
         _check_wish(wish, now)
         workspace_id = wish.workspace_id or caller.workspace_id
-        _check_may_manage(caller, workspace_id)
+        _check_may_manage(caller, workspace_id, "CreateApiKey")
         if wish.role.rank > caller.role.rank or not within_scopes(wish.scopes, caller.scopes):
-            raise _denied("A key cannot be given more than its maker may do.")
+            raise _denied("CreateApiKey", "A key cannot be given more than its maker may do.")
         workspace = await self._store.get_workspace(workspace_id)
         if workspace is None:
             raise not_found("workspace", workspace_id)
         if caller.role is not Role.ADMIN and wish.tier not in ("", workspace.tier):
-            raise _denied("Only an administrator may give a key a tier other than its workspace's.")
+            raise _denied("CreateApiKey", "Only an administrator may give a key a tier other than its workspace's.")
         made = new_key(self._peppers, self._random_bytes)
         key = ApiKey(
             key_id=made.key_id,
@@ -139,14 +139,15 @@ class KeyManager:
         """One page of the keys the caller may see.
 
         Raises:
-            NaruError: INVALID_ARGUMENT for a negative page size, or a token that is not of this list;
-                PERMISSION_DENIED for somebody else's workspace.
+            NaruError: INVALID_ARGUMENT for a negative page size, a workspace id that cannot be one, or a token that is not
+                of this list; PERMISSION_DENIED for somebody else's workspace.
         """
         if page_size < 0:
             raise invalid_argument("page_size", "page_size must not be negative.")
+        check_text("workspace_id", workspace_id, NAME_CHARACTERS_MAX)
         if caller.role is not Role.ADMIN:
             workspace_id = workspace_id or caller.workspace_id
-            _check_may_manage(caller, workspace_id)
+            _check_may_manage(caller, workspace_id, "ListApiKeys")
         limit = min(page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
         filters = (workspace_id, show_revoked)
         keys = await self._store.list_keys(
@@ -169,12 +170,12 @@ class KeyManager:
         if not key_id:
             raise invalid_argument("key_id", "key_id is needed.")
         check_text("key_id", key_id, NAME_CHARACTERS_MAX)
-        _check_may_manage(caller, caller.workspace_id)
+        _check_may_manage(caller, caller.workspace_id, "RevokeApiKey")
         key = await self._store.get_key(key_id)
         if key is None or (caller.role is not Role.ADMIN and key.workspace_id != caller.workspace_id):
             raise not_found("api_key", key_id)
         if key.role.rank > caller.role.rank:
-            raise _denied("A key that may do more than you cannot be revoked by you.")
+            raise _denied("RevokeApiKey", "A key that may do more than you cannot be revoked by you.")
         revoked, sequence = await self._store.revoke_key(key_id, self._clock.time())
         if sequence is not None:
             self._feed.announce(sequence)
@@ -234,15 +235,15 @@ def _check_wish(wish: KeyWish, now: float) -> None:
     check_expire_time(wish.expire_time, now)
 
 
-def _check_may_manage(caller: Principal, workspace_id: str) -> None:
+def _check_may_manage(caller: Principal, workspace_id: str, rpc: str) -> None:
     if caller.role is Role.ADMIN:
         return
     if caller.role is not Role.WORKSPACE_ADMIN or workspace_id != caller.workspace_id:
-        raise _denied("You may not manage the keys of this workspace.")
+        raise _denied(rpc, "You may not manage the keys of this workspace.")
 
 
-def _denied(message: str) -> NaruError:
-    return NaruError(Reason.PERMISSION_DENIED, message)
+def _denied(rpc: str, message: str) -> NaruError:
+    return NaruError(Reason.PERMISSION_DENIED, message, metadata={"method": f"/naru.api.auth.v1.ApiKeyService/{rpc}"})
 
 
 def _mark(caller: Principal, wish: KeyWish) -> RequestMark | None:

@@ -8,28 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from accounting import migrations
 from accounting.app import migrate, running
 from accounting.config import AccountingConfig
 from accounting.limiter import Limiter, connect
+from accounting.migrations import MIGRATIONS
 from accounting.report_store import ReportStore
 from accounting.store import UsageStore
 from naru.database import Database
 from naru.identity import ServiceTokens
 from naru.lifecycle import Lifecycle
+from naru.testing import databases
 from naru.testing.clock import FakeClock
-from naru.testing.postgres_server import PostgresServer, postgres_cluster
 from naru.testing.redis_server import redis_server
 from tests.integration.accounting.harness import START, Books
 from tests.integration.accounting.service import Service
 from tests.support.recording_accounting import KeyRing, RecordingAccounting, peers, write_service_tokens
 
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the whole run; each test takes a database of its own."""
-    with postgres_cluster() as cluster:
-        yield cluster
+# pytest finds fixtures by name in this module.
+postgres = databases.postgres
+database_url = databases.database_url
 
 
 @pytest.fixture(scope="session")
@@ -58,24 +55,11 @@ async def limiter(redis_url: str) -> AsyncIterator[Limiter]:
     await limiter.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, once on SQLite and once on PostgreSQL."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/accounting.db"
-    postgres: PostgresServer = request.getfixturevalue("postgres")
-    return postgres.new_database()
-
-
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A database with the schema in it."""
-    database = Database(database_url)
-    try:
-        await migrations.MIGRATIONS.upgrade(database)
+    async with databases.migrated(database_url, MIGRATIONS) as database:
         yield database
-    finally:
-        await database.close()
 
 
 @pytest.fixture

@@ -78,6 +78,48 @@ async def test_hour_windows_come_back_from_sql(books: Books, redis_url: str) -> 
     assert (await books.remaining())[LimitKind.REQUESTS] == 100
 
 
+async def test_what_is_reported_during_the_recovery_counts_too(books: Books, redis_url: str) -> None:
+    """The limiter has forgotten what ran when Redis was emptied; its hour windows learn of it when they open."""
+    await books.epochs.check()
+    work = replace(WORK, principal=replace(PRINCIPAL, tier="metered"))
+    ref = await books.granted("metered")
+    await empty(redis_url)
+    await books.epochs.check()
+    books.advance(30)
+    await books.recorder.record([replace(report(ref), work=work)])
+    books.advance(60)
+    await books.epochs.check()
+    remaining = await books.remaining()
+    assert (remaining[LimitKind.REQUESTS], remaining[LimitKind.TOTAL_TOKENS]) == (99, 9_990)
+
+
+async def test_a_recovery_that_nobody_watched_is_made_up_for(books: Books, redis_url: str) -> None:
+    """Whoever began the epoch died before it could load the windows; the next one does, however late."""
+    await books.epochs.check()
+    work = replace(WORK, principal=replace(PRINCIPAL, tier="metered"))
+    await books.recorder.record([replace(report(await books.granted("metered")), work=work)])
+    await empty(redis_url)
+    await books.limiter.begin_epoch("begun by one that died", 90)
+    books.advance(100)
+    await Books(books.database, books.limiter, books.clock).epochs.check()
+    assert (await books.remaining())[LimitKind.REQUESTS] == 99
+
+
+async def test_a_retry_whose_first_attempt_never_began_is_one_request(books: Books, redis_url: str) -> None:
+    """The first attempt was released and has no event; the request was made all the same, and made once."""
+    await books.epochs.check()
+    work = replace(WORK, principal=replace(PRINCIPAL, tier="metered"))
+    first = await books.granted("metered")
+    await books.reservations.release([first])
+    for attempt in (1, 2):
+        ref = await books.granted("metered", ref=replace(first, attempt=attempt))
+        await books.recorder.record([replace(report(ref), work=work)])
+    await empty(redis_url)
+    await books.epochs.check()
+    books.advance(90)
+    assert (await books.remaining())[LimitKind.REQUESTS] == 99
+
+
 async def test_replicas_agree_on_one_epoch(books: Books, redis_url: str) -> None:
     """The one that comes second takes over what the first began."""
     await empty(redis_url)

@@ -7,12 +7,16 @@ import asyncio
 import aiohttp
 import grpc
 import pytest
+import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from accounting.config import AccountingConfig
 from accounting.limiter import connect
+from accounting.tables import request_log
 from naru.api.accounting.v1 import quota_service_pb2, usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import error_reason_pb2
 from naru.convert import principal_to_proto, timestamp_to_proto
+from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.identity import Principal, Role, ServiceName
 from tests.integration.accounting.harness import eventually, refused
@@ -231,7 +235,7 @@ async def test_questions_that_make_no_sense(edge: Caller) -> None:
     assert (await refused(edge.query(group_by=[unknown]))).metadata == {"field": "group_by"}
 
 
-async def test_the_request_log(edge: Caller) -> None:
+async def test_the_request_log(edge: Caller, config: AccountingConfig) -> None:
     """Records are taken in batches; one that cannot be kept does not spoil the others."""
     record = usage_event_pb2.RequestRecord(
         request_id="req_1",
@@ -244,6 +248,12 @@ async def test_the_request_log(edge: Caller) -> None:
     )
     await edge.log(record, usage_event_pb2.RequestRecord(), record)
     await edge.log(record)
+    database = Database(config.database_url)
+    async with database.reading() as connection:
+        (row,) = await connection.execute(sa.select(request_log))
+    await database.close()
+    assert (row.request_id, row.key_id, row.status, row.reason) == ("req_1", "key-1", 429, "RATE_LIMIT_EXCEEDED")
+    assert row.requested_model == "m" * 512
 
 
 async def test_readiness_follows_redis(service: Service, redis_url: str) -> None:

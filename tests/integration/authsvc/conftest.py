@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from authsvc import migrations
 from authsvc.app import migrate, running
 from authsvc.config import AuthsvcConfig
+from authsvc.migrations import MIGRATIONS
 from authsvc.store import KeyStore
 from naru.database import Database
 from naru.identity import ServiceName
 from naru.lifecycle import Lifecycle
+from naru.testing import databases
 from naru.testing.clock import FakeClock
-from naru.testing.postgres_server import PostgresServer, postgres_cluster
 from tests.integration.authsvc.harness import AuthService, serving
 
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the whole run; each test takes a database of its own."""
-    with postgres_cluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, once on SQLite and once on PostgreSQL."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/auth.db"
-    postgres: PostgresServer = request.getfixturevalue("postgres")
-    return postgres.new_database()
+# pytest finds fixtures by name in this module.
+postgres = databases.postgres
+database_url = databases.database_url
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A database with the schema in it."""
-    database = Database(database_url)
-    try:
-        await migrations.MIGRATIONS.upgrade(database)
+    async with databases.migrated(database_url, MIGRATIONS) as database:
         yield database
-    finally:
-        await database.close()
 
 
 @pytest.fixture

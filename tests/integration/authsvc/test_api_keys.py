@@ -27,6 +27,14 @@ async def owner(service: AuthService, admin: KeyOwner, **fields: Any) -> KeyOwne
     return service.as_owner((await admin.create(**fields)).secret_key)
 
 
+def assert_denied(error: NaruError, rpc: str) -> None:
+    """The refusal names what may not be called, as `PERMISSION_DENIED` documents."""
+    assert (error.reason, error.metadata) == (
+        Reason.PERMISSION_DENIED,
+        {"method": f"/naru.api.auth.v1.ApiKeyService/{rpc}"},
+    )
+
+
 async def test_the_first_key_is_an_administrators(service: AuthService) -> None:
     """Bootstrap makes a workspace and shows, once, an admin key without limits that belongs to the operator."""
     made = await service.bootstrap(workspace_name="acme")
@@ -160,7 +168,7 @@ async def test_nobody_makes_a_key_that_may_more(service: AuthService, fields: di
     made = await team.create(**narrow, role=WORKSPACE_ADMIN, tier="free")
     assert made.secret_key
     wish = fields if "scopes" in fields or not fields else {**narrow, **fields}
-    assert (await refused(team.create(**wish))).reason is Reason.PERMISSION_DENIED
+    assert_denied(await refused(team.create(**wish)), "CreateApiKey")
 
 
 async def test_a_workspace_admin_sees_and_ends_its_own(service: AuthService) -> None:
@@ -172,8 +180,8 @@ async def test_a_workspace_admin_sees_and_ends_its_own(service: AuthService) -> 
     assert made.api_key in keys
     (boss,) = [key for key in keys if key.role == ADMIN]
     assert (await team.revoke(key_id=made.api_key.key_id)).HasField("revoke_time")
-    assert (await refused(team.revoke(key_id=boss.key_id))).reason is Reason.PERMISSION_DENIED
-    assert (await refused(team.list(workspace_id="another"))).reason is Reason.PERMISSION_DENIED
+    assert_denied(await refused(team.revoke(key_id=boss.key_id)), "RevokeApiKey")
+    assert_denied(await refused(team.list(workspace_id="another")), "ListApiKeys")
 
 
 async def test_revoking_is_for_good_and_idempotent(service: AuthService, clock: FakeClock) -> None:
@@ -217,11 +225,12 @@ async def test_pages_follow_one_another(service: AuthService, clock: FakeClock) 
 
 
 async def test_bad_pages_are_named(service: AuthService) -> None:
-    """A negative size, a made-up token and a token of another list are refused; a large size is cut down."""
+    """A negative size, a workspace that cannot be, and a made-up or foreign token are refused; a large size is cut down."""
     admin = await service.admin()
     await admin.create()
     token = (await admin.list(page_size=1)).next_page_token
     assert await refused_field(admin.list(page_size=-1)) == "page_size"
+    assert await refused_field(admin.list(workspace_id="w\0")) == "workspace_id"
     assert await refused_field(admin.list(page_token=token, show_revoked=True)) == "page_token"
     for made_up in ("x", "😀", "bnVsbA==", "WzFlOTk5LCAieCIsICIiLCBmYWxzZV0="):
         assert await refused_field(admin.list(page_token=made_up)) == "page_token"

@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from authsvc import migrations
+from authsvc.migrations import MIGRATIONS
 from naru.database import Database
+from naru.testing.databases import migrated
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     """A SQLite database with the schema in it."""
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/auth.db")
-    try:
-        await migrations.MIGRATIONS.upgrade(database)
+    async with migrated(f"sqlite+aiosqlite:///{tmp_path}/auth.db", MIGRATIONS) as database:
         yield database
-    finally:
-        await database.close()

@@ -77,6 +77,29 @@ async def test_a_watcher_far_behind_reads_in_pages(store: KeyStore, database: Da
     await notices.aclose()
 
 
+async def test_a_numbering_that_went_back_ends_the_watches(store: KeyStore, database: Database) -> None:
+    """In a database that was restored numbers come a second time: nobody waits for them at the place of the first."""
+    feed = InvalidationFeed(store, FakeClock(), heartbeat_seconds=0.2, poll_seconds=0.01)
+    await store.revoke_key(KEY.key_id, 2.0)
+    notices = feed.watch()
+    assert (await soon(notices)).position.sequence == 1
+    async with database.writing() as connection:
+        await connection.execute(sa.delete(invalidations))
+        await connection.execute(sa.update(installation).values(sequence=0))
+    polling = asyncio.create_task(feed.run())
+    with pytest.raises(NaruError) as failure:
+        async with asyncio.timeout(2):
+            while True:
+                await anext(notices)
+    assert failure.value.reason is Reason.SERVICE_UNAVAILABLE
+    again = feed.watch()
+    first = await soon(again)
+    assert first.position.sequence == 0
+    assert await soon(again) == first
+    await again.aclose()
+    polling.cancel()
+
+
 async def test_old_knowledge_is_no_heartbeat(store: KeyStore) -> None:
     """When no poll succeeded for two seconds a watch fails instead of claiming that nothing was revoked."""
     clock = FakeClock()
