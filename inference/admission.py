@@ -162,7 +162,7 @@ def estimate(request: EngineRequest) -> Need:
         caps.append(asked[1])
     elif not is_chat(request):
         caps.append(_COMPLETION_DEFAULT)
-    choices = prompts(body) * choices_per_prompt(body)
+    choices = prompts(body, is_chat(request)) * choices_per_prompt(body)
     return Need(_estimated_input(request), min(caps) * choices if caps else 0)
 
 

@@ -33,7 +33,11 @@ class InferenceConfig(ServiceConfig):
     served_model_name: str = setting(
         "", "Name of the model in requests; empty for the name of its directory, or its hub id."
     )
-    engine_args: str = setting("{}", "JSON object of further arguments of vLLM's AsyncEngineArgs.")
+    engine_args: str = setting(
+        "{}",
+        "JSON object of further arguments of vLLM's AsyncEngineArgs. They may hold an hf_token, so they are never printed.",
+        secret=True,
+    )
     replica_id: str = setting("", "Name of this replica in usage events; empty for host name and port.")
     journal_dir: Path = setting(Path(".naru/journal"), "Directory of the journal; each replica needs its own.")
     journal_segment_bytes: int = setting(4 * 1024 * 1024, "Bytes after which the journal begins a new file.")

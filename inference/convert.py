@@ -47,6 +47,9 @@ from naru.identity import Principal, ServiceName
 from naru.ids import is_uuid, new_request_id, uuid7
 from naru.tracing import current_traceparent
 
+_MODEL_NAME_MAX = 512
+"""As many characters as accounting keeps: a batch of usage events must fit in a message, whatever callers call things."""
+
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _OUTCOMES = {
     Outcome.COMPLETED: usage_event_pb2.OUTCOME_COMPLETED,
@@ -92,7 +95,7 @@ def order_from_proto(message: generation_pb2.Generation, context: RequestContext
         request=request,
         principal=principal,
         endpoint=endpoint,
-        requested_model=message.requested_model,
+        requested_model=message.requested_model[:_MODEL_NAME_MAX],
         timeout=_timeout(message),
         traceparent=message.traceparent or current_traceparent() or context.traceparent,
     )
@@ -115,7 +118,7 @@ def _order_of_edge(message: generation_pb2.Generation) -> GenerationOrder:
         request=request,
         principal=principal,
         endpoint=endpoint,
-        requested_model=message.requested_model,
+        requested_model=message.requested_model[:_MODEL_NAME_MAX],
         timeout=_timeout(message),
         traceparent=message.traceparent,
         reserved_prompt_tokens=message.reserved_prompt_tokens,

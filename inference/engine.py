@@ -150,7 +150,7 @@ class Engine(Protocol):
         """Renders, tokenises and validates. Raises NaruError naming the field that is wrong."""
 
     async def submit(self, prepared: PreparedRequest, sink: Sink) -> EngineHandle:
-        """Hands the choices to the engine. Raises NaruError when it takes none; then `sink` is never called."""
+        """Hands the choices to the engine. Raises NaruError when it takes none; `sink` hears nothing after that."""
 
     def models(self) -> tuple[ServedModel, ...]:
         """What it serves; the first is the base model."""

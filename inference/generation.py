@@ -9,6 +9,7 @@ OVER        Refused or Finished was told, exactly one of them, exactly once
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import replace
@@ -36,6 +37,8 @@ from naru.usage import Usage
 
 Spawn = Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]]
 """Begins a task that somebody keeps and waits for, in a context."""
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Phase(Enum):
@@ -136,7 +139,7 @@ class Generation:
                 self._tools.journal.withdrawn(self.order.key)
                 self._refuse(error)
             case Phase.RUNNING:
-                self._finish(Outcome.FAILED, error)
+                self._finish(Outcome.FAILED, error, Accuracy.ESTIMATED)
             case Phase.OVER:
                 pass
 
@@ -148,9 +151,16 @@ class Generation:
             if prepared is not None and self._phase is Phase.PREPARING:
                 await self._submit(prepared)
         except NaruError as error:
-            self._refuse(error)
+            self._not_admitted(error)
         except Exception as fault:  # noqa: BLE001 -- it must end this request only, and the caller must hear of it
-            self._refuse(self._tools.internal_error(fault, "preparing a generation"))
+            self._not_admitted(self._tools.internal_error(fault, "preparing a generation"))
+
+    def _not_admitted(self, error: NaruError) -> None:
+        # An engine may have put out something of one choice before it could not take another one.
+        if self._phase is Phase.RUNNING:
+            self.fail(error)
+        else:
+            self._refuse(error)
 
     async def _prepare(self) -> PreparedRequest | None:
         request = self.order.request
@@ -225,7 +235,7 @@ class Generation:
         index = output.choice_index
         if output.error is not None:
             self._completion[index] = max(self._completion[index], output.completion_tokens)
-            self._finish(Outcome.FAILED, self._engine_error(output.error))
+            self._finish(Outcome.FAILED, self._engine_error(output.error), Accuracy.ESTIMATED)
             return
         if not self._heard_output:
             self._heard_output = True
@@ -374,5 +384,5 @@ def _capped(request: EngineRequest, cap: int | None) -> EngineRequest:
 
 
 def _trace(traceparent: str) -> dict[str, str]:
-    parts = traceparent.split("-")
-    return {"trace_id": parts[1]} if len(parts) == 4 else {}
+    found = _TRACEPARENT.fullmatch(traceparent)
+    return {"trace_id": found[1]} if found else {}

@@ -86,7 +86,9 @@ class Generations:
 
     async def _settle(self) -> None:
         while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+            _, late = await asyncio.wait(tuple(self._tasks), timeout=self._tools.abort_patience + 1)
+            for task in late:
+                task.cancel()
 
     def _over(self, generation: Generation) -> None:
         if self._running.get(generation.order.key) is generation:

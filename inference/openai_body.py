@@ -43,7 +43,7 @@ def read_body(request: EngineRequest) -> dict[str, Any]:
     else:
         _check_prompt(body.get("prompt"))
         _check_type(body, "logprobs", _is_integer, "an integer")
-    choices = prompts(body) * choices_per_prompt(body)
+    choices = prompts(body, is_chat(request)) * choices_per_prompt(body)
     if choices > MOST_CHOICES:
         raise invalid_argument(
             "n", f"`n` times the prompts makes {choices} choices; at most {MOST_CHOICES} are allowed."
@@ -92,8 +92,10 @@ def choices_per_prompt(body: Mapping[str, Any]) -> int:
     return 1 if n is None else int(n)
 
 
-def prompts(body: Mapping[str, Any]) -> int:
-    """How many prompts the body holds."""
+def prompts(body: Mapping[str, Any], chat: bool) -> int:
+    """How many prompts the body holds; a conversation is one, whatever else its body holds."""
+    if chat:
+        return 1
     prompt = body.get("prompt")
     return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 

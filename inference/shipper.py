@@ -69,24 +69,23 @@ class Shipper:
                 answers = await self._accounting.record_usage(events)
             except NaruError as error:
                 return self._failed(events, error)
-            self._settle(events, answers)
             self._limit = BATCH_LIMIT
-            return True
+            return self._settle(events, answers)
 
-    def _settle(self, events: Sequence[UsageEvent], answers: Sequence[NaruError | None]) -> None:
+    def _settle(self, events: Sequence[UsageEvent], answers: Sequence[NaruError | None]) -> bool:
         settled: list[EventKey] = []
         for event, refusal in zip(events, answers, strict=True):
             if refusal is None or self._put_aside(event, refusal):
                 settled.append(event.key)
         self._journal.acknowledge(settled)
+        return len(settled) == len(events)
 
     def _failed(self, events: Sequence[UsageEvent], error: NaruError) -> bool:
         self._logger.warning("usage not shipped", events=len(events), reason=error.reason)
         if error.reason is Reason.INVALID_ARGUMENT:
             # One event may spoil the whole call: halve it until that one is alone, so that the others get through.
             if len(events) == 1:
-                self._settle(events, [error])
-                return True
+                return self._settle(events, [error])
             self._limit = len(events) // 2
         return False
 

@@ -197,6 +197,20 @@ async def test_a_direct_call_is_reserved_metered_and_cannot_bill_somebody_else(t
         assert event.usage.completion_tokens == 1
 
 
+async def test_what_a_caller_calls_the_model_cannot_keep_usage_from_being_shipped(tmp_path: Path) -> None:
+    """Names of megabytes are cut: two events of that size would be more than accounting takes in a message."""
+    engine = ScriptedEngine()
+    async with inference_service(tmp_path, engine) as service:
+        key, _ = service.new_key()
+        named = generation(1, requested_model="x" * 5_000_000)
+        async with service.generate(named, key=key) as first, service.generate(named, key=key) as second:
+            assert (await anext(first)).accepted.event_id != (await anext(second)).accepted.event_id
+            for submitted in engine.submitted:
+                submitted.emit("hi", finish_reason="stop")
+            await eventually(lambda: len(service.events) == 2)
+        assert {event.requested_model for event in service.events} == {"x" * 512}
+
+
 async def test_a_direct_call_over_its_limit_is_refused(tmp_path: Path) -> None:
     """Accounting's refusal is the only message, with its retry delay; the engine hears nothing."""
     engine = ScriptedEngine()

@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from inference.admission import Grant
-from inference.engine import EngineRequest, InputKind, Sampling
+from inference.engine import EngineRequest, InputKind, PreparedRequest, Sampling, Sink
 from inference.events import Accuracy, EventKey, Evidence, Outcome
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal, Scopes
 from naru.usage import Usage
 from tests.support.generation_bench import Bench, Hearing, eventually, new_bench, order_of
-from tests.support.scripted_engine import ScriptedEngine
+from tests.support.scripted_engine import ScriptedEngine, Submitted
 
 
 @pytest.fixture
@@ -172,7 +173,9 @@ async def test_an_engine_error_finishes_failed_with_what_was_delivered(bench: Be
     assert hearing.finished.error.reason is Reason.SERVICE_UNAVAILABLE
     assert "secret" not in hearing.finished.error.message
     assert hearing.finished.usage.completion_tokens == 5
-    assert bench.journal.unshipped(1)[0].outcome is Outcome.FAILED
+    (event,) = bench.journal.unshipped(10)
+    # What the engine had generated and not yet put out died with it.
+    assert (event.outcome, event.accuracy) == (Outcome.FAILED, Accuracy.ESTIMATED)
 
 
 async def test_a_listener_that_raises_loses_no_event(bench: Bench) -> None:
@@ -237,6 +240,29 @@ async def test_an_engine_that_takes_nothing_leaves_nothing_to_bill(tmp_path: Pat
     after_restart = new_bench(tmp_path).journal
     assert after_restart.backlog == 0
     after_restart.close()
+
+
+async def test_an_engine_that_fails_a_submit_after_it_spoke_finishes_the_request(tmp_path: Path) -> None:
+    """The first of two choices is at work when the second cannot be handed over: Accepted is followed by Finished."""
+
+    class HalfDone(ScriptedEngine):
+        async def submit(self, prepared: PreparedRequest, sink: Sink) -> Submitted:
+            submitted = await super().submit(prepared, sink)
+            submitted.emit("a")
+            raise unavailable("inference", "The engine is not running.")
+
+    bench = new_bench(tmp_path, engine=HalfDone())
+    hearing = Hearing()
+    bench.generations.start(order_of(n=2), hearing)
+    await eventually(lambda: hearing.over)
+    assert hearing.kinds == ["Accepted", "ChoiceOutput", "Finished"]
+    assert (hearing.finished.outcome, hearing.finished.usage.completion_tokens) == (Outcome.FAILED, 1)
+    assert [event.evidence for event in bench.journal.unshipped(10)] == [Evidence.FINAL]
+    keeping = asyncio.create_task(bench.leases.keep())
+    await asyncio.sleep(0.05)
+    assert bench.accounting.renewed == []
+    keeping.cancel()
+    bench.journal.close()
 
 
 async def test_an_unexpected_fault_while_preparing_tells_only_an_incident(bench: Bench) -> None:
@@ -409,6 +435,36 @@ async def test_drain_aborts_and_meters_what_does_not_end(bench: Bench) -> None:
     assert bench.journal.unshipped(1)[0].usage.completion_tokens == 2
 
 
+async def test_drain_ends_though_a_submit_never_returns(tmp_path: Path) -> None:
+    """A task that waits for the engine for ever does not keep the service from stopping."""
+    bench = new_bench(tmp_path, abort_patience=0.0)
+    bench.engine.submit_gate.clear()
+    hearing = Hearing()
+    generation = bench.generations.start(order_of(), hearing)
+    await eventually(lambda: generation.phase.value == "submitting")
+    async with asyncio.timeout(4.0):
+        await bench.generations.drain(0.0)
+    assert hearing.refused.error.reason is Reason.SERVICE_UNAVAILABLE
+    assert bench.journal.backlog == 0
+    bench.journal.close()
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "logged"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
+        (f"00-{'x' * 1000}-00f067aa0ba902b7-01", False),
+    ],
+)
+async def test_only_a_real_trace_id_is_logged(bench: Bench, traceparent: str, logged: bool) -> None:
+    """A caller's traceparent is whatever the caller sent: what is no trace id stays out of the log."""
+    with capture_logs() as logs:
+        bench.generations.start(order_of(traceparent=traceparent), Hearing())
+        await eventually(lambda: bench.engine.submitted)
+        await eventually(lambda: logs)
+    assert [line.get("trace_id") for line in logs] == [traceparent.split("-")[1] if logged else None]
+
+
 async def test_fail_all_ends_requests_in_every_phase(bench: Bench) -> None:
     """When the engine is gone: preparing and submitting ones are Refused, running ones Finished as failed."""
     running, submitting, preparing = Hearing(), Hearing(), Hearing()
@@ -424,6 +480,7 @@ async def test_fail_all_ends_requests_in_every_phase(bench: Bench) -> None:
     assert running.finished.outcome is Outcome.FAILED
     assert submitting.refused.error == unavailable("inference")
     assert preparing.refused.error == unavailable("inference")
-    assert [event.key for event in bench.journal.unshipped(10)] == [EventKey(order_of(1).event_id, 0)]
+    (event,) = bench.journal.unshipped(10)
+    assert (event.key, event.accuracy) == (EventKey(order_of(1).event_id, 0), Accuracy.ESTIMATED)
     bench.engine.submit_gate.set()
     await eventually(lambda: len(bench.engine.submitted) == 2 and bench.engine.submitted[1].cancelled)

@@ -97,3 +97,18 @@ async def test_drain_gives_up_in_time_and_keeps_the_rest(bench: Bench) -> None:
     bench.journal.finished(event_of(1))
     assert not await shipper_of(bench).drain(0.05)
     assert bench.journal.backlog == 1
+
+
+async def test_an_event_that_cannot_be_put_aside_is_tried_again_without_haste(bench: Bench, tmp_path: Path) -> None:
+    """While the quarantine cannot be written the event stays, and accounting is not asked about it in a tight loop."""
+    (tmp_path / "quarantine.jsonl").mkdir()
+    bench.accounting.answer = lambda event: invalid_argument("usage", "No.")
+    running = asyncio.create_task(shipper_of(bench).run())
+    bench.journal.finished(event_of(1))
+    await eventually(lambda: bench.accounting.recorded)
+    await asyncio.sleep(0.05)
+    assert len(bench.accounting.recorded) == 1
+    (tmp_path / "quarantine.jsonl").rmdir()
+    await eventually(lambda: bench.journal.backlog == 0)
+    assert (tmp_path / "quarantine.jsonl").read_text().count("\n") == 1
+    running.cancel()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from inference.admission import estimate
 from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling
 from inference.simulated_engine import SimulatedEngine, SimulatedEngineConfig
 from naru.errors import NaruError, Reason
@@ -178,6 +179,15 @@ async def test_a_body_that_is_no_json_object_is_refused(text: bytes) -> None:
         with pytest.raises(NaruError) as caught:
             await engine.prepare(EngineRequest(CHAT, "simulated", stream=False, openai_json=text))
     assert caught.value.metadata == {"field": "body"}
+
+
+async def test_a_prompt_beside_the_messages_is_passed_over() -> None:
+    """A field of the other endpoint is neither an error of ours nor more choices."""
+    async with running() as engine:
+        for prompt in ([], ["a", "b"]):
+            assert (await engine.prepare(chat(prompt=prompt, n=128))).choices == 128
+        request = chat(prompt=["a", "b"], max_tokens=5)
+        assert estimate(request).output_tokens == 5
 
 
 async def test_content_other_than_text_is_not_supported() -> None:
