@@ -49,6 +49,7 @@ async def running(config: EdgeConfig, lifecycle: Lifecycle) -> AsyncIterator[Run
         middleware = _middleware(config, backend, edge_metrics, tracing)
         app = web.Application(middlewares=[drain.count, middleware.observe], client_max_size=config.max_body_bytes)
         app.on_response_prepare.append(middleware.add_headers)
+        app.on_response_prepare.append(drain.close_connection)
         _add_routes(app, config, backend, edge_metrics, HealthRoutes(drain.ready, backend.dependencies, metrics))
         listener = Listener(app, max_header_bytes=config.max_header_bytes, shutdown_timeout=_LAST_WORDS_SECONDS)
         stack.push_async_callback(listener.cleanup)

@@ -122,7 +122,7 @@ class Generation:
 
     def interrupt(self, error: NaruError) -> None:
         """Stops the handler, wherever it waits; the gateway then raises `error`."""
-        self.interruption = error
+        self.interruption = self.interruption or error
         self._interrupt()
 
     def close(self) -> None:

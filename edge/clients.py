@@ -1,4 +1,4 @@
-"""The services the edge calls, in its own terms. Besides `session.py`, the only file that knows gRPC's messages."""
+"""The services the edge calls, in its own terms. With `session.py` and `convert.py` all that knows gRPC's messages."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class InferenceClient:
 
 
 class QuotaClient:
-    """Implements `edge.gateway.Quota` with accounting's QuotaService."""
+    """Implements `edge.ports.Quota` with accounting's QuotaService."""
 
     def __init__(
         self, client: ServiceClient, clock: Clock, background: Background, *, dropped: Callable[[int], None]

@@ -41,6 +41,12 @@ class Drain:
             if not self._running:
                 self._idle.set()
 
+    async def close_connection(self, _request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Makes an answer the last one of its connection once the edge stops; hears of every response."""
+        if self._stopping.is_set():
+            response.force_close()
+            response.headers["Connection"] = "close"
+
     async def finish(self, interrupt_all: Callable[[NaruError], None], grace: float) -> None:
         """Waits for running requests, and ends those that outlast `grace` seconds with an error."""
         try:

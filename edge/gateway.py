@@ -102,10 +102,16 @@ class Gateway:
             clock=self._clock,
         )
         scope = asyncio.timeout(self._policy.request_timeout + self._policy.timeout_margin)
+
+        def interrupt() -> None:
+            # One whose time is up is being stopped already, and refuses to be told so again.
+            if not scope.expired():
+                scope.reschedule(asyncio.get_running_loop().time())
+
         self._running.add(generation)
         try:
             async with scope:
-                generation.interrupt_with(lambda: scope.reschedule(asyncio.get_running_loop().time()))
+                generation.interrupt_with(interrupt)
                 try:
                     await generation.open()
                     yield generation

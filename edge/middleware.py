@@ -36,9 +36,9 @@ SECURITY_HEADERS = {
 _EXPOSED_HEADERS = (
     "X-Request-Id, Retry-After, Retry-After-Ms, OpenAI-Processing-Ms, Server-Timing, X-RateLimit-Limit-Requests,"
     " X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens,"
-    " X-RateLimit-Reset-Tokens"
+    " X-RateLimit-Reset-Tokens, X-RateLimit-Limit-Minute, X-RateLimit-Remaining-Minute, X-RateLimit-Limit-Hour,"
+    " X-RateLimit-Remaining-Hour, X-Should-Retry"
 )
-_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, Api-Key, X-Request-Id, OpenAI-Organization, OpenAI-Project"
 _log = get_logger(__name__)
 
 
@@ -185,7 +185,8 @@ class Middleware:
             status=204,
             headers={
                 "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-                "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+                # The SDKs have headers of their own (X-Stainless-*), and browsers take no wildcard for Authorization.
+                "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", ""),
                 "Access-Control-Max-Age": "600",
             },
         )

@@ -41,7 +41,7 @@ class Replica(Protocol):
 
 
 class ReplicaPool:
-    """Implements `edge.gateway.Replicas`: the least busy of the connected replicas that serve the model."""
+    """Implements `edge.ports.Replicas`: the least busy of the connected replicas that serve the model."""
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas

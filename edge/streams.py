@@ -20,8 +20,8 @@ class StreamLimits:
     """How long and how much a stream may wait for its reader.
 
     Attributes:
-        buffer_bytes: Most that waits to be read.
-        stall: Seconds after which something that waits to be read ends the stream.
+        buffer_bytes: Most that waits for a reader who is busy elsewhere.
+        stall: Seconds after which something that waits to be read, or a reader that does not come back, ends the stream.
         keep_alive: Seconds of silence after which `receive` returns nothing.
     """
 
@@ -54,6 +54,7 @@ class ReplicaStream:
     __slots__ = (
         "_abandoned",
         "_accepted",
+        "_away_since",
         "_end",
         "_events",
         "_failure",
@@ -97,6 +98,7 @@ class ReplicaStream:
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._waiting_since = self._last_event = now
+        self._away_since: float | None = None
         self._over = self._abandoned = False
         self._interrupted: Callable[[NaruError], None] | None = None
 
@@ -106,6 +108,7 @@ class ReplicaStream:
 
     async def receive(self) -> Sequence[Event]:
         """All that came since the last call; see `GenerationStream.receive`."""
+        self._away_since = None
         if not self._events and self._failure is None:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -145,7 +148,7 @@ class ReplicaStream:
             self._waiting_since = now
         self._events.append(event)
         self._last_event = now
-        if self._size > self._limits.buffer_bytes:
+        if self._size > self._limits.buffer_bytes and self._waiter is None:
             self._cut()
         else:
             self._wake()
@@ -175,11 +178,17 @@ class ReplicaStream:
 
     def tick(self, now: float) -> None:
         """Called about once a second: cuts a stream that is not read, and wakes one that is silent."""
-        if self._events and now - self._waiting_since >= self._limits.stall:
+        if self._waiter is not None:
+            if now - self._last_event >= self._limits.keep_alive:
+                self._last_event = now
+                self._wake()
+            return
+        if self._away_since is None:
+            # It took the last of what came and is still handing it on.
+            self._away_since = now
+        since = self._waiting_since if self._events else self._away_since
+        if now - since >= self._limits.stall:
             self._cut()
-        elif self._waiter is not None and now - self._last_event >= self._limits.keep_alive:
-            self._last_event = now
-            self._wake()
 
     def _cut(self) -> None:
         error = NaruError(Reason.CANCELLED, "The answer was not read fast enough, so the request was cancelled.")

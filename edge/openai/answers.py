@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from edge.generation import Candidate, Delta, Logprob
 from naru.usage import Usage
@@ -76,21 +78,48 @@ class CollectedChoice:
 
 
 class Collector:
-    """Collects the choices of an answer."""
+    """Collects the choices of an answer; what implements `WholeAnswer` says how a choice looks."""
 
-    def __init__(self, choices: int) -> None:
-        self.choices = [CollectedChoice() for _ in range(choices)]
+    def __init__(self, options: AnswerOptions) -> None:
+        self._options = options
+        self._choices = [CollectedChoice() for _ in range(options.choices)]
 
     def add(self, deltas: Iterable[Delta]) -> None:
         """Takes what one step brought."""
         for delta in deltas:
-            choice = self.choices[delta.choice_index]
+            choice = self._choices[delta.choice_index]
             choice.texts.append(delta.text)
             choice.logprobs.extend(delta.logprobs)
             choice.token_ids.extend(delta.token_ids)
             if delta.finish_reason:
                 choice.finish_reason = delta.finish_reason
                 choice.stop_reason = stop_reason(delta)
+
+    def _render(self, kind: str, usage: Usage, content: Callable[[CollectedChoice], dict[str, Any]]) -> bytes:
+        """The object of this `kind`; `content` makes of a choice the fields that differ between kinds."""
+        options = self._options
+        choices: list[dict[str, Any]] = []
+        for index, choice in enumerate(self._choices):
+            shown = {
+                "index": index,
+                **content(choice),
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+            }
+            if options.token_ids:
+                shown["token_ids"] = choice.token_ids
+            choices.append(shown)
+        return msgspec.json.encode(
+            {
+                "id": options.answer_id,
+                "object": kind,
+                "created": options.created,
+                "model": options.model,
+                "choices": choices,
+                "usage": usage_object(usage),
+                "system_fingerprint": None,
+            }
+        )
 
 
 class TokenTally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,7 @@ from edge.generation import Delta
 from edge.openai.answers import (
     SERVICE_FINISH_REASONS,
     AnswerOptions,
+    CollectedChoice,
     Collector,
     TokenTally,
     chat_logprobs,
@@ -100,36 +102,15 @@ class ChatStream:
 class ChatAnswer(Collector):
     """Collects a chat completion."""
 
-    def __init__(self, options: AnswerOptions) -> None:
-        super().__init__(options.choices)
-        self._options = options
-
     def render(self, usage: Usage) -> bytes:
         """The `chat.completion` object."""
-        options = self._options
-        choices = []
-        for index, choice in enumerate(self.choices):
-            shown = {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
-                "logprobs": chat_logprobs(choice.logprobs, as_ids=options.tokens_as_ids),
-                "finish_reason": choice.finish_reason,
-                "stop_reason": choice.stop_reason,
-            }
-            if options.token_ids:
-                shown["token_ids"] = choice.token_ids
-            choices.append(shown)
-        return _encode(
-            {
-                "id": options.answer_id,
-                "object": "chat.completion",
-                "created": options.created,
-                "model": options.model,
-                "choices": choices,
-                "usage": usage_object(usage),
-                "system_fingerprint": None,
-            }
-        )
+        return self._render("chat.completion", usage, self._content)
+
+    def _content(self, choice: CollectedChoice) -> dict[str, Any]:
+        return {
+            "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+            "logprobs": chat_logprobs(choice.logprobs, as_ids=self._options.tokens_as_ids),
+        }
 
 
 def answer_id(event_id: str) -> str:

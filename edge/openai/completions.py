@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,7 @@ from edge.generation import Delta
 from edge.openai.answers import (
     SERVICE_FINISH_REASONS,
     AnswerOptions,
+    CollectedChoice,
     Collector,
     TokenTally,
     completion_logprobs,
@@ -86,36 +88,15 @@ class CompletionStream:
 class CompletionAnswer(Collector):
     """Collects a completion."""
 
-    def __init__(self, options: AnswerOptions) -> None:
-        super().__init__(options.choices)
-        self._options = options
-
     def render(self, usage: Usage) -> bytes:
         """The `text_completion` object."""
-        options = self._options
-        choices = []
-        for index, choice in enumerate(self.choices):
-            shown = {
-                "index": index,
-                "text": "".join(choice.texts),
-                "logprobs": completion_logprobs(choice.logprobs, offset=0, as_ids=options.tokens_as_ids),
-                "finish_reason": choice.finish_reason,
-                "stop_reason": choice.stop_reason,
-            }
-            if options.token_ids:
-                shown["token_ids"] = choice.token_ids
-            choices.append(shown)
-        return _encode(
-            {
-                "id": options.answer_id,
-                "object": "text_completion",
-                "created": options.created,
-                "model": options.model,
-                "choices": choices,
-                "usage": usage_object(usage),
-                "system_fingerprint": None,
-            }
-        )
+        return self._render("text_completion", usage, self._content)
+
+    def _content(self, choice: CollectedChoice) -> dict[str, Any]:
+        return {
+            "text": "".join(choice.texts),
+            "logprobs": completion_logprobs(choice.logprobs, offset=0, as_ids=self._options.tokens_as_ids),
+        }
 
 
 def answer_id(event_id: str) -> str:

@@ -14,6 +14,8 @@ COMPLETION_DEFAULT_MAX_TOKENS = 16
 """What /v1/completions generates per choice when the request does not say."""
 MAX_CHOICES = 128
 """Most choices per prompt."""
+MAX_MODEL_LENGTH = 512
+"""Most characters of a model's name: names go into errors, logs and the request log, whether there is such a model or not."""
 MAX_TOKENS = 2**31 - 1
 """Most that max_tokens may say."""
 _IMAGE_TOKENS = 1_024
@@ -199,6 +201,10 @@ def _common(
 ) -> OpenAiRequest:
     if not request.model:
         raise invalid_argument("model", "you must provide a model parameter")
+    if len(request.model) > MAX_MODEL_LENGTH or not request.model.isprintable():
+        raise invalid_argument(
+            "model", f"Invalid value for 'model': expected at most {MAX_MODEL_LENGTH} printable characters."
+        )
     choices = 1 if request.n is None else request.n
     if not 1 <= choices <= MAX_CHOICES:
         raise invalid_argument("n", f"Invalid value for 'n': {choices}. Must be between 1 and {MAX_CHOICES}.")

@@ -22,6 +22,7 @@ from edge.ports import Call
 from edge.routes.access import Access
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
+from naru.interceptors import internal_error
 from naru.tracing import current_traceparent
 
 _LAST_WORDS_SECONDS = 1.0
@@ -130,10 +131,14 @@ class GeneratingRoute:
                 exchange.status = 200
                 await response.prepare(request)
                 await self._write_answer(response, exchange, generation, parsed)
-        except NaruError as error:
+        except ConnectionError:
+            raise
+        except Exception as cause:
+            # Once the answer began nobody else can answer: whatever broke it, the stream itself has to say so.
             if not response.prepared:
                 exchange.status = 0
                 raise
+            error = cause if isinstance(cause, NaruError) else internal_error(cause, exchange.endpoint)
             exchange.reason = error.reason
             await _break_off(request, response, error)
         else:

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from naru.api.accounting.v1 import usage_event_pb2
+from naru.api.common.v1 import error_reason_pb2
 from naru.api.inference.v1 import generation_pb2
 from naru.convert import error_to_proto
 from naru.errors import NaruError, Reason, unavailable
@@ -104,6 +105,28 @@ async def test_replica_dies_mid_answer(edge: Harness) -> None:
     assert await request == (503, "service_unavailable")
 
 
+async def test_fault_mid_stream_is_an_error_event(edge: Harness) -> None:
+    """A fault of ours after the answer began ends the stream with an incident id, not with a second HTTP response."""
+
+    async def wrong_choice(_: generation_pb2.Generation) -> AsyncIterator[Sequence[Event]]:
+        yield [accepted()]
+        yield [delta("one", 1)]
+        yield [delta("two", 1, choice=5)]
+        await asyncio.Event().wait()
+
+    edge.inference.behave = wrong_choice
+    status, text = await whole(edge, STREAM)
+    assert status == 200
+    error = error_event(text)
+    assert error["code"] == "internal_error"
+    assert "incident" in error["message"]
+    assert "HTTP/1.1" not in text
+    await until(lambda: edge.inference.cancelled)
+    await until(lambda: edge.accounting.records)
+    record = edge.accounting.records[0]
+    assert (record.status, record.reason) == (200, error_reason_pb2.ERROR_REASON_INTERNAL)
+
+
 async def test_reconnects(edge: Harness) -> None:
     """A replica that comes back is used again without anybody doing anything."""
     port = edge.inference.port
@@ -188,6 +211,20 @@ async def test_stalled_reader_is_cut(tmp_path: Path) -> None:
         writer.close()
 
 
+async def test_client_that_does_not_read_the_end_is_cut(tmp_path: Path) -> None:
+    """A client that leaves the last of an answer unread is hung up on too, though the engine is long done."""
+
+    async def burst(_: generation_pb2.Generation) -> AsyncIterator[Sequence[Event]]:
+        yield [accepted(), delta("x" * 6_000_000, 5, finish="stop"), finished()]
+
+    async with edge_with_peers(tmp_path, stream_buffer_bytes=100 << 20, stream_stall_seconds=0.3) as edge:
+        edge.inference.behave = burst
+        _reader, writer = await open_unread(edge, "stalled")
+        await until(lambda: edge.accounting.records, 5.0)
+        assert edge.accounting.records[0].reason == error_reason_pb2.ERROR_REASON_CANCELLED
+        writer.close()
+
+
 async def test_time_runs_out(tmp_path: Path) -> None:
     """A request over its time is cancelled: 504 before the answer began, an error event after."""
     async with edge_with_peers(tmp_path, request_timeout=0.1) as edge:
@@ -220,6 +257,19 @@ async def test_stop_ends_long_requests_with_an_error(tmp_path: Path) -> None:
     # What was still waiting to be reported was sent before the process ended.
     assert [record.status for record in edge.accounting.records if record.endpoint == PATH] == [200]
     assert edge.inference.cancelled
+
+
+async def test_stop_closes_connections_that_are_kept_open(tmp_path: Path) -> None:
+    """While the server stops, each answer is the last one of its connection: no client keeps it from ending."""
+    async with edge_with_peers(tmp_path, shutdown_grace=5.0) as edge:
+        async with edge.post(PATH, CHAT) as answer:
+            assert answer.headers.get("Connection") is None
+        edge.lifecycle.stop()
+        for body in (CHAT, STREAM):
+            async with edge.post(PATH, body) as answer:
+                assert answer.status == 200
+                assert answer.headers["Connection"] == "close"
+                await answer.read()
 
 
 def bearer() -> dict[str, str]:

@@ -121,12 +121,16 @@ async def test_what_is_no_request(edge: Harness, request_bytes: bytes, status: b
 
 async def test_cors(edge: Harness) -> None:
     """A page of a listed origin may call, others may not."""
-    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
     async with edge.http.options(edge.url + PATH, headers=ask | {"Origin": "https://chat.example.com"}) as answer:
         assert answer.status == 204
         assert answer.headers["Access-Control-Allow-Origin"] == "https://chat.example.com"
-        assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+        assert answer.headers["Access-Control-Allow-Headers"] == asked
         assert answer.headers["Vary"] == "Origin"
+    async with edge.get("/v1/models", headers={"Origin": "https://chat.example.com"}) as answer:
+        exposed = answer.headers["Access-Control-Expose-Headers"].lower()
+    assert {"retry-after", "x-should-retry", "x-ratelimit-remaining-minute"} <= set(exposed.split(", "))
     async with edge.http.options(edge.url + PATH, headers=ask | {"Origin": "https://evil.example"}) as answer:
         assert answer.status == 403
         assert "Access-Control-Allow-Origin" not in answer.headers

@@ -145,6 +145,21 @@ async def test_full_buffer_cuts() -> None:
         await opened.receive()
 
 
+async def test_reader_that_waits_is_not_slow() -> None:
+    """However much one step brings, a reader that waits for it gets it all."""
+    heard = Heard()
+    opened = stream(heard, buffer_bytes=1_000)
+    reading = asyncio.create_task(opened.receive())
+    await asyncio.sleep(0)
+    for tokens in (1, 2, 3):
+        opened.put(Delta(0, "x" * 500, tokens), 0.0)
+    assert len(await reading) == 3
+    assert heard.ended == 0
+    for tokens in (4, 5):
+        opened.put(Delta(0, "x" * 500, tokens), 0.0)
+    assert heard.ended == 1
+
+
 async def test_unread_for_too_long_cuts() -> None:
     """Something that waits for longer than the limit ends the request; reading starts the time anew."""
     heard = Heard()
@@ -157,6 +172,22 @@ async def test_unread_for_too_long_cuts() -> None:
     assert heard.ended == 0
     opened.tick(59.0)
     assert heard.ended == 1
+
+
+async def test_reader_that_does_not_come_back_cuts() -> None:
+    """A reader that took all there was, the end included, and is stuck with it for too long is stopped as well."""
+    heard = Heard()
+    opened = stream(heard, stall=30.0)
+    opened.put(Delta(0, "a", 1), 0.0)
+    await opened.receive()
+    opened.tick(1.0)
+    opened.put(Finished(FinishOutcome.COMPLETED, Usage()), 2.0)
+    await opened.receive()
+    for now in (3.0, 32.0):
+        opened.tick(now)
+    assert heard.ended == 0
+    opened.tick(33.0)
+    assert [error.reason for error in heard.interruptions] == [Reason.CANCELLED]
 
 
 async def test_silence_wakes_the_reader() -> None:

@@ -297,6 +297,27 @@ async def test_interruption_reaches_a_handler_that_waits_elsewhere() -> None:
     assert failure.value.message == "not read"
 
 
+async def test_interrupted_again_while_it_unwinds() -> None:
+    """A second interruption, before the handler has noticed the first, does no harm to whoever makes it."""
+    world = World([ACCEPTED])
+    gateway, error = world.gateway(), NaruError(Reason.CANCELLED, "not read")
+    raised: list[BaseException] = []
+
+    def again() -> None:
+        try:
+            gateway.interrupt_all(unavailable("edge"))
+        except RuntimeError as failure:
+            raised.append(failure)
+
+    with pytest.raises(NaruError) as failure:
+        async with gateway.generate(CALL, Progress()):
+            world.streams[0].interrupted(error)
+            asyncio.get_running_loop().call_soon(again)
+            await asyncio.Event().wait()
+    assert raised == []
+    assert failure.value is error
+
+
 @pytest.mark.parametrize(
     ("finished", "reason"),
     [

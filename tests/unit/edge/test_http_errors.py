@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import httpx
 import openai
@@ -15,6 +16,20 @@ from naru.errors import NaruError, Reason, invalid_argument
 def test_every_reason_has_a_face() -> None:
     """A reason without a face would be a 500 of its own."""
     assert set(FACES) == set(Reason)
+
+
+def test_the_docs_table_tells_the_faces() -> None:
+    """docs/errors.md names each reason with its status, type and code."""
+    table = (Path(__file__).parents[3] / "docs/errors.md").read_text()
+    rows = {
+        cells[0]: tuple(cells[2:5])
+        for line in table.splitlines()
+        if line.startswith("| `") and (cells := [cell.strip(" `") for cell in line.strip("|").split("|")])
+    }
+    # Nobody is there to be sent CANCELLED.
+    assert rows.pop(Reason.CANCELLED) == ("499", "", "")
+    faces = {reason: face for reason, face in FACES.items() if reason is not Reason.CANCELLED}
+    assert rows == {reason: (str(face.status), face.type, face.code or "null") for reason, face in faces.items()}
 
 
 @pytest.mark.parametrize(

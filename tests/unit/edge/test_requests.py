@@ -98,6 +98,15 @@ def test_wrong_chat_fields(body: bytes, field: str, message: str | None) -> None
         assert failure.value.message == message
 
 
+@pytest.mark.parametrize("model", ["x" * 513, "a\0b", "a\nb"])
+def test_what_is_no_name_of_a_model(model: str) -> None:
+    """A name that no model can have is refused without quoting it: it would fill logs, or break them."""
+    with pytest.raises(NaruError) as failure:
+        parse_chat(chat(model=model))
+    assert failure.value.metadata == {"field": "model"}
+    assert model not in failure.value.message
+
+
 @pytest.mark.parametrize("prompt", [{"a": 1}, [1, "a"], [1.5], [["a"]], True])
 def test_wrong_prompts(prompt: Any) -> None:
     """A prompt in no known form is refused by name."""
