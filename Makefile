@@ -22,14 +22,12 @@ developed := $(venv)/.developed
 
 .PHONY: up
 up: $(installed) ## Start everything on this machine and keep it up until Ctrl-C (MODEL=<hub id or path>)
-	@if [ -z "$(MODEL)" ]; then \
+	@model="$(MODEL)"; model="$${model:-$${NARU_INFERENCE_MODEL:-}}"; \
+	if [ -z "$$model" ]; then \
 	  $(bin)/python -m inference.default_model --output $(default_model); \
-	  export NARU_INFERENCE_MODEL="$${NARU_INFERENCE_MODEL:-$(CURDIR)/$(default_model)}"; \
-	  export NARU_INFERENCE_SERVED_MODEL_NAME="$${NARU_INFERENCE_SERVED_MODEL_NAME:-smollm2-135m-instruct}"; \
-	else \
-	  export NARU_INFERENCE_MODEL="$(MODEL)"; \
-	  export NARU_INFERENCE_SERVED_MODEL_NAME="$${NARU_INFERENCE_SERVED_MODEL_NAME:-$(notdir $(patsubst %/,%,$(MODEL)))}"; \
+	  model="$(CURDIR)/$(default_model)"; \
 	fi; \
+	export NARU_INFERENCE_MODEL="$$model"; \
 	exec $(bin)/naru up
 
 .PHONY: down
@@ -38,7 +36,8 @@ down: ## Stop what `make up` started
 
 .PHONY: logs
 logs: ## Follow the logs of all processes
-	@if ls $(state)/logs/*.log >/dev/null 2>&1; then tail -n 20 -F $(state)/logs/*.log; else echo "No logs yet: run make up first."; fi
+	@logs="$${NARU_UP_STATE:-$(state)}/logs"; \
+	if ls "$$logs"/*.log >/dev/null 2>&1; then tail -n 20 -F "$$logs"/*.log; else echo "No logs yet: run make up first."; fi
 
 ##@ Test
 

@@ -29,13 +29,13 @@ UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
 def main() -> int:
     """Returns pip's exit code."""
     root = Path(__file__).resolve().parent.parent
-    gpu = os.environ.get("NARU_UP_ENGINE", "cuda" if shutil.which("nvidia-smi") else "cpu")
-    if gpu not in ("cpu", "cuda"):
-        print(f"NARU_UP_ENGINE must be cpu or cuda, not {gpu!r}", file=sys.stderr)
+    engine = os.environ.get("NARU_UP_ENGINE", "cuda" if shutil.which("nvidia-smi") else "cpu")
+    if engine not in ("cpu", "cuda"):
+        print(f"NARU_UP_ENGINE must be cpu or cuda, not {engine!r}", file=sys.stderr)
         return 2
     wanted = os.environ.get("NARU_INSTALL_EXTRAS", "edge,authsvc,accounting,inference,embedded")
     # Further extras come on top of an installation, whose engine need not be looked at again.
-    extras = ",".join([wanted, *(sys.argv[1:] or [f"engine-{gpu}"])])
+    extras = ",".join([wanted, *(sys.argv[1:] or [f"engine-{engine}"])])
     # A checkout is used where it lies; an image gets a copy.
     target = ["-e", f"{root}[{extras}]"] if (root / ".git").exists() else [f"{root}[{extras}]"]
     command = [
@@ -47,14 +47,14 @@ def main() -> int:
         "-c",
         str(root / "deploy/lock.txt"),
     ]
-    if gpu == "cpu" and _reachable(CPU_INDEX):
+    if engine == "cpu" and _reachable(CPU_INDEX):
         say(f"taking the CPU builds of torch from {CPU_INDEX}")
         command += ["--extra-index-url", CPU_INDEX]
-    elif gpu == "cpu":
+    elif engine == "cpu":
         say("PyTorch's own index cannot be reached; taking torch from the index pip is set up with")
     say(f"installing naru[{extras}]; the first time this takes a few minutes")
     code = subprocess.call([*command, *target])
-    if code == 0 and gpu == "cpu" and not sys.argv[1:]:
+    if code == 0 and engine == "cpu" and not sys.argv[1:]:
         drop_cuda_builds()
     return code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -58,6 +59,7 @@ class ServiceConfig:
 
 
 Config = TypeVar("Config", bound=ServiceConfig)
+_LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def variable(config_class: type[ServiceConfig], field: dataclasses.Field[Any]) -> str:
@@ -76,7 +78,7 @@ def load(config_class: type[Config], environ: Mapping[str, str], path: Path | No
     hints = typing.get_type_hints(config_class)
     values: dict[str, Any] = {}
     for name, raw in _from_file(config_class, fields, path).items():
-        values[name] = _convert(hints[name], raw, f"{path}: {name}")
+        values[name] = _value(fields[name], hints[name], raw, f"{path}: {name}")
     by_variable = {variable(config_class, field): name for name, field in fields.items()}
     others = tuple(f"NARU_{service.upper()}_" for service in SERVICES if service != config_class.SERVICE)
     by_file_variable = {f"{name}_FILE": name for name, field in by_variable.items() if fields[field].metadata["secret"]}
@@ -85,16 +87,32 @@ def load(config_class: type[Config], environ: Mapping[str, str], path: Path | No
             plain = by_file_variable[name]
             if plain in environ:
                 raise ConfigError(f"{plain} and {name} are both set; set one")
-            values[by_variable[plain]] = _convert(hints[by_variable[plain]], _secret(name, raw_text), name)
+            field = by_variable[plain]
+            values[field] = _value(fields[field], hints[field], _secret(name, raw_text), name)
         elif name in by_variable:
-            values[by_variable[name]] = _convert(hints[by_variable[name]], raw_text, name)
+            field = by_variable[name]
+            values[field] = _value(fields[field], hints[field], raw_text, name)
         elif name.startswith("NARU_") and not name.startswith(others):
             known = ", ".join(sorted(by_variable))
             raise ConfigError(f"{name} is not a setting of {config_class.SERVICE}; known are {known}")
     try:
-        return config_class(**values)
+        config = config_class(**values)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _check(config)
+    return config
+
+
+def _check(config: ServiceConfig) -> None:
+    """What holds for every service; each checks its own fields itself. Raises ConfigError."""
+    prefix = f"NARU_{config.SERVICE.upper()}_"
+    if config.log_level not in _LOG_LEVELS:
+        raise ConfigError(f"NARU_LOG_LEVEL must be one of {', '.join(_LOG_LEVELS)}, not {config.log_level!r}")
+    for name, port in (("PORT", config.port), ("OPS_PORT", config.ops_port)):
+        if not 0 <= port < 65536:
+            raise ConfigError(f"{prefix}{name} must be from 0 to 65535, not {port}")
+    if not 0 <= config.shutdown_grace < math.inf:
+        raise ConfigError(f"{prefix}SHUTDOWN_GRACE must be 0 or more seconds, not {config.shutdown_grace}")
 
 
 def _secret(name: str, path: str) -> str:
@@ -102,6 +120,9 @@ def _secret(name: str, path: str) -> str:
         return Path(path).read_text().strip()
     except OSError as error:
         raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        # The cause would show the bytes.
+        raise ConfigError(f"{name}: {path} is not text") from None
 
 
 def describe(config: ServiceConfig) -> dict[str, str]:
@@ -119,11 +140,14 @@ def _from_file(
         return {}
     try:
         document = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # broken TOML, or no text at all
         raise ConfigError(f"cannot read {path}: {error}") from error
     values: dict[str, Any] = {}
     for table, shared in (("naru", True), (config_class.SERVICE, False)):
-        for name, value in document.pop(table, {}).items():
+        content = document.pop(table, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: {table} must be a table")
+        for name, value in content.items():
             if name not in fields or fields[name].metadata["shared"] is not shared:
                 raise ConfigError(f"{path}: [{table}] has no setting {name!r}")
             values[name] = value
@@ -133,26 +157,32 @@ def _from_file(
     return values
 
 
-def _convert(kind: Any, raw: Any, where: str) -> Any:
-    """`raw`, text from a variable or a TOML value, as the field's type."""
+def _value(field: dataclasses.Field[Any], kind: Any, raw: Any, where: str) -> Any:
+    """`raw` as the field's type. Raises ConfigError, which does not show a secret."""
+    try:
+        return _convert(kind, raw)
+    except (TypeError, ValueError) as error:
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        shown = "***" if field.metadata["secret"] else repr(raw)
+        raise ConfigError(f"{where} must be of type {name}, not {shown}") from error
+
+
+def _convert(kind: Any, raw: Any) -> Any:
+    """`raw`, text from a variable or a TOML value, as `kind`. Raises TypeError or ValueError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         inner = next(argument for argument in arguments if argument is not type(None))
-        return None if raw == "" else _convert(inner, raw, where)
+        return None if raw == "" else _convert(inner, raw)
     if origin is tuple:
         parts = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else list(raw)
-        return tuple(_convert(arguments[0], part, where) for part in parts if part != "")
-    try:
-        if kind is bool:
-            return _boolean(raw)
-        if kind is Path:
-            return Path(raw).expanduser()
-        if isinstance(raw, bool):
-            raise ValueError("a boolean")  # noqa: TRY004 -- all wrong values take the same way out
-        return kind(raw)
-    except (TypeError, ValueError) as error:
-        name = getattr(kind, "__name__", str(kind))
-        raise ConfigError(f"{where} must be of type {name}, not {raw!r}") from error
+        return tuple(_convert(arguments[0], part) for part in parts if part != "")
+    if kind is bool:
+        return _boolean(raw)
+    if kind is Path:
+        return Path(raw).expanduser()
+    if isinstance(raw, bool | list | dict) or (kind is int and isinstance(raw, float)):
+        raise TypeError("a TOML value of another type")
+    return kind(raw)
 
 
 def _boolean(raw: Any) -> bool:

@@ -12,7 +12,7 @@ import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from naru import api_key
+from naru import api_key, deadline
 from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from naru.client import ServiceClient
 from naru.clock import Clock
@@ -136,6 +136,8 @@ class CachedAuthenticator:
         return self._watching or self._clock.monotonic() - entry.fetched < _UNWATCHED_SECONDS
 
     async def _look_up(self, credential: str) -> Principal:
+        # Others may wait for it too: it is not bound by the deadline of the caller that happened to be first.
+        deadline.enter(None)
         request = auth_service_pb2.AuthenticateRequest(credential=credential)
         try:
             for _ in range(3):

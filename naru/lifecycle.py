@@ -182,6 +182,7 @@ class _signals:  # noqa: N801 -- reads as a function where it is used
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+        self._signalled = False
 
     def __enter__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -194,6 +195,8 @@ class _signals:  # noqa: N801 -- reads as a function where it is used
             loop.remove_signal_handler(number)
 
     def _received(self, number: signal.Signals) -> None:
-        if self._lifecycle.stopping.is_set():
+        # Not whether it is stopping: one that stops because something failed gets to finish at the first signal too.
+        if self._signalled:
             os._exit(128 + number)
+        self._signalled = True
         self._lifecycle.stop()

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from opentelemetry import trace
+from structlog.tracebacks import ExceptionDictTransformer
 
 from naru import api_key
 from naru.context import current_or_none
@@ -29,7 +30,8 @@ def configure(service: str, level: str = "info") -> None:
         _add_service(service),
         _add_ids,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        # Without local variables: those hold prompts, keys and tokens.
+        structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
         _mask_keys,
     ]
     structlog.configure(
@@ -86,6 +88,17 @@ def _add_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mut
 def _mask_keys(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """The last line of defence: no API key is written out, wherever it came from."""
     for name, value in event.items():
-        if isinstance(value, str) and "sk-naru-" in value:
-            event[name] = api_key.PATTERN.sub(r"sk-naru-\1-***", value)
+        event[name] = _masked(value)
     return event
+
+
+def _masked(value: Any) -> Any:
+    match value:
+        case str():
+            return api_key.PATTERN.sub(r"sk-naru-\1-***", value) if "sk-naru-" in value else value
+        case dict():
+            return {_masked(name): _masked(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_masked(inner) for inner in value]
+        case _:
+            return value

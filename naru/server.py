@@ -72,7 +72,8 @@ class GrpcServer:
             names = (*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            # gRPC would read the colons of a bare IPv6 address as the one before a port.
+            bound = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         except RuntimeError as error:
             raise OSError(f"cannot listen on {host}:{port}: {error}") from error
         await self._server.start()

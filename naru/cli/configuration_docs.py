@@ -13,12 +13,13 @@ _HEAD = """# Configuration
 
 Every setting is an environment variable, or a field in a TOML file given by `--config`: `[edge]`, `[authsvc]`,
 `[accounting]`, `[inference]` for a service's own, `[naru]` for the shared ones, the name in lower case without its prefix.
-Variables win. An unknown name is an error. A secret can also be named by a file that holds it, with `_FILE` after its name.
+Variables win. An unknown name is an error. A secret's variable can also name a file that holds it, with `_FILE` at its end.
 This page is written by `make configuration-docs`.
 
 `make up` takes all of these from its own environment, and chooses ports, databases and secrets itself where they are not
 set. It also knows `NARU_UP_STATE` (folder of its state, default `.naru`), `NARU_UP_REDIS_PORT` (default 50064) and, when
-installing, `NARU_UP_ENGINE` (`cpu` or `cuda`).
+installing, `NARU_UP_ENGINE` (`cpu` or `cuda`). `make up MODEL=<hub id or path>` sets `NARU_INFERENCE_MODEL`; requests call
+the model by its hub id or the name of its directory, unless `NARU_INFERENCE_SERVED_MODEL_NAME` says otherwise.
 """
 _TIERS = """
 ## Tiers

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import typer
 
+from naru import api_key
 from naru.cli.state import StateFolder
 from naru.client import ServiceClient
 from naru.errors import NaruError
@@ -46,17 +47,24 @@ def _client(service: str, *, operator: bool) -> ServiceClient:
         folder = Path(os.environ.get("NARU_SERVICE_TOKENS_DIR") or state_folder() / "secrets")
         try:
             token = ServiceTokens.read(folder).of(ServiceName.OPERATOR)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             typer.secho(f"{folder}: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
         return ServiceClient(address, name=service, service_token=token)
-    credential = os.environ.get("OPENAI_API_KEY") or known.get("OPENAI_API_KEY")
+    credential = (os.environ.get("OPENAI_API_KEY") or known.get("OPENAI_API_KEY", "")).strip()
     if not credential:
         typer.secho("Set OPENAI_API_KEY to your key, or run this where `naru up` runs.", fg="red", err=True)
         raise typer.Exit(2)
+    try:
+        api_key.parse(credential)
+    except NaruError as error:
+        # It is not sent: a variable of that name may well hold somebody's key for OpenAI.
+        message = "OPENAI_API_KEY holds no key of Naru; those begin with sk-naru-. `. .naru/dev.env` sets the one of `naru up`."
+        typer.secho(message, fg="red", err=True)
+        raise typer.Exit(2) from error
     return ServiceClient(address, name=service, credential=credential)
 
 
 def state_folder() -> Path:
     """`NARU_UP_STATE`, by default `.naru` in the working directory."""
-    return Path(os.environ.get("NARU_UP_STATE", ".naru"))
+    return Path(os.environ.get("NARU_UP_STATE") or ".naru")

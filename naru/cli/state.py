@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from naru.identity import ServiceName
+
+
+class RunningAlreadyError(Exception):
+    """Another `naru up` runs in the folder; the message is its process id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +45,41 @@ class StateFolder:
 
     @property
     def pid_file(self) -> Path:
-        """Holds the supervisor's process id while it runs."""
+        """Holds the supervisor's process id while it runs, and is locked as long; empty after an orderly end."""
         return self.root / "up.pid"
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Makes this process the folder's supervisor inside the block; says whether the last one was killed.
+
+        The lock tells, not the process id: the kernel drops it with the process, and gives the id to another one some day.
+        Raises RunningAlreadyError.
+        """
+        with self.pid_file.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunningAlreadyError(self.pid_file.read_text().strip()) from None
+            killed = self.pid_file.read_text() != ""
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            try:
+                yield killed
+            finally:
+                file.truncate(0)
+
+    def supervisor(self) -> int | None:
+        """The process id of the supervisor that runs here; None when none does."""
+        try:
+            with self.pid_file.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read())
+        except (OSError, ValueError):
+            return None
+        return None
 
     def prepare(self) -> None:
         """Makes the folders and whatever secret is missing."""

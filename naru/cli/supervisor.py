@@ -56,6 +56,12 @@ class Supervised:
         """Of the process, while it runs."""
         return None if self._process is None else self._process.pid
 
+    def kill(self) -> None:
+        """Ends it without waiting for anything; `stop` then finds it gone."""
+        self.stopping = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+
     async def stop(self) -> None:
         """Ends it: its stop signal, SIGKILL when that was not enough, then whatever it left in its session."""
         self.stopping = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from naru.cli import processes
-from naru.cli.state import StateFolder, write_private
+from naru.cli.state import RunningAlreadyError, StateFolder, write_private
 from naru.cli.supervisor import GaveUpError, Program, Supervised, tail
 from naru.client import ServiceClient
 from naru.embedded import redis_executable
@@ -26,6 +27,15 @@ from naru.errors import NaruError
 
 READY_SECONDS = 900.0
 """How long the services get to become ready; a large model takes minutes to load."""
+
+STOP_SECONDS = 15.0
+"""How long a service gets to stop, on top of what running requests get."""
+
+DOWN_SECONDS = 200.0
+"""How long `naru down` waits: a little more than all processes' times to stop, one after the other."""
+
+LEFTOVER_SECONDS = 60.0
+"""How long the processes of a supervisor that was killed get to end; they were told to when it died."""
 
 DEFAULT_PORTS = {
     "NARU_EDGE_PORT": 8000,
@@ -39,6 +49,7 @@ DEFAULT_PORTS = {
     "NARU_UP_REDIS_PORT": 50064,
 }
 SERVICES = ("authsvc", "accounting", "inference", "edge")
+OWN_VARIABLES = ("NARU_UP_STATE", "NARU_UP_REDIS_PORT", "NARU_UP_ENGINE")
 
 
 class UpError(Exception):
@@ -60,8 +71,11 @@ class Settings:
 
 
 def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
-    """Works out the services' environment; what the caller has set wins. Raises UpError for a bad port."""
-    ports = {}
+    """Works out the services' environment; what the caller has set wins. Raises UpError for what is wrong or unknown."""
+    for name in environ:
+        if name.startswith("NARU_UP_") and name not in OWN_VARIABLES:
+            raise UpError(f"{name} is not a setting of `naru up`; known are {', '.join(OWN_VARIABLES)}")
+    ports: dict[str, int] = {}
     for name, default in DEFAULT_PORTS.items():
         try:
             ports[name] = int(environ.get(name, default))
@@ -69,6 +83,9 @@ def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
             raise UpError(f"{name} must be a port number, not {environ[name]!r}") from error
         if not 0 < ports[name] < 65536:
             raise UpError(f"{name} must be a port number from 1 to 65535, not {ports[name]}")
+        same = next(other for other, port in ports.items() if port == ports[name])
+        if same != name:
+            raise UpError(f"{same} and {name} are both {ports[name]}; each needs a port of its own")
     data, redis_password = state.data.resolve(), state.secret("redis-password")
     defaults = {
         **{name: str(port) for name, port in ports.items()},
@@ -84,6 +101,8 @@ def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
         "NARU_INFERENCE_JOURNAL_DIR": f"{data}/journal",
         "NARU_INFERENCE_REPLICA_ID": "local",
     }
+    # A default beside the caller's `..._FILE` would be a second value for one setting.
+    defaults = {name: value for name, value in defaults.items() if f"{name}_FILE" not in environ}
     return Settings(state, ports, {"PYTHONUNBUFFERED": "1", **defaults, **environ})
 
 
@@ -98,20 +117,32 @@ class Up:
 
     async def run(self) -> None:
         """Returns after an orderly stop. Raises UpError."""
-        self._check_that_it_is_not_running()
-        self._check_ports()
+        try:
+            with self._settings.state.claimed() as last_was_killed:
+                await self._run(LEFTOVER_SECONDS if last_was_killed else 0.0)
+        except RunningAlreadyError as error:
+            raise UpError(f"Naru is running already, as process {error}. `make down` stops it.") from None
+
+    async def _run(self, patience: float) -> None:
         processes.become_subreaper()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stopping.set)
-        write_private(self._settings.state.pid_file, f"{os.getpid()}\n")
+            # Ignored from the start means nohup: it is to outlive its terminal.
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._asked_to_stop)
         try:
-            await self._until_stopped(self._bring_up())
+            await self._until_stopped(self._bring_up(patience))
             if not self._stopping.is_set():
                 await self._until_stopped(self._stopped())
         finally:
             await self._take_down()
-            self._settings.state.pid_file.unlink(missing_ok=True)
+
+    def _asked_to_stop(self) -> None:
+        """The first signal stops in order, the second one at once."""
+        if self._stopping.is_set():
+            for supervised in self._supervised:
+                supervised.kill()
+        self._stopping.set()
 
     async def _until_stopped(self, work: Coroutine[None, None, None]) -> None:
         """Awaits `work`, unless a process turns out hopeless or a stop is asked for first."""
@@ -134,41 +165,47 @@ class Up:
     async def _stopped(self) -> None:
         await self._stopping.wait()
 
-    async def _bring_up(self) -> None:
+    async def _bring_up(self, patience: float) -> None:
+        await self._wait_for_free_ports(patience)
         self._start(self._redis())
         await self._wait_for_port("NARU_UP_REDIS_PORT", "Redis")
         for service in ("authsvc", "accounting"):
             await self._migrate(service)
         for service in SERVICES:
-            stop_seconds = 45.0 if service in ("inference", "edge") else 15.0
-            self._start(self._program(service, [sys.executable, "-m", service], stop_seconds))
+            self._start(self._program(service, [sys.executable, "-m", service], self._stop_seconds(service)))
         for supervised in self._supervised[1:]:
             await self._wait_until_ready(supervised)
         await self._wait_until_it_answers()
         api_key = await self._api_key()
         self._write_dev_env(api_key)
-        self._greet(api_key)
+        self._greet(api_key, await self._served_model(api_key))
 
     def _say(self, text: str) -> None:
-        self._console.print(f"  {text}", highlight=False)
+        # The terminal may be gone; everything is to be taken down all the same.
+        with contextlib.suppress(OSError):
+            self._console.print(f"  {text}", highlight=False)
 
-    def _check_that_it_is_not_running(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            process_id = int(self._settings.state.pid_file.read_text())
-            os.kill(process_id, 0)
-            raise UpError(f"Naru is running already, as process {process_id}. `make down` stops it.")
+    async def _wait_for_free_ports(self, patience: float) -> None:
+        """Raises UpError when one is still taken after `patience` seconds."""
+        deadline = time.monotonic() + patience
+        if patience and self._taken_ports():
+            self._say("the last run was killed; waiting for what it left behind to end")
+        while taken := self._taken_ports():
+            if time.monotonic() >= deadline:
+                raise UpError("\n".join(["Naru cannot start:", *taken]))
+            await asyncio.sleep(0.2)
 
-    def _check_ports(self) -> None:
+    def _taken_ports(self) -> list[str]:
         taken = []
         for name, port in self._settings.ports.items():
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind(("127.0.0.1", port))
-                except OSError:
-                    taken.append(f"  port {port} is taken; choose another with {name}=<port>")
-        if taken:
-            raise UpError("\n".join(["Naru cannot start:", *taken]))
+                except OSError as error:
+                    why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+                    taken.append(f"  port {port} {why}; choose another with {name}=<port>")
+        return taken
 
     def _start(self, program: Program) -> None:
         supervised = Supervised(program, self._say)
@@ -177,6 +214,13 @@ class Up:
 
     def _program(self, name: str, command: list[str], stop_seconds: float = 10.0) -> Program:
         return Program(name, command, self._settings.environ, self._settings.state.logs / f"{name}.log", stop_seconds)
+
+    def _stop_seconds(self, service: str) -> float:
+        """Its own grace for running requests, and what it needs for the rest; a wrong value it refuses itself."""
+        grace = 30.0
+        with contextlib.suppress(ValueError):
+            grace = float(self._settings.environ.get(f"NARU_{service.upper()}_SHUTDOWN_GRACE", grace))
+        return grace + STOP_SECONDS
 
     def _redis(self) -> Program:
         state = self._settings.state
@@ -195,7 +239,11 @@ class Up:
             "maxmemory-policy noeviction",
         ]
         write_private(state.secrets / "redis.conf", "\n".join(lines) + "\n")
-        return self._program("redis", [redis_executable(), str((state.secrets / "redis.conf").resolve())])
+        try:
+            executable = redis_executable()
+        except FileNotFoundError as error:
+            raise UpError(f"Naru cannot start: {error}.") from error
+        return self._program("redis", [executable, str((state.secrets / "redis.conf").resolve())])
 
     async def _migrate(self, service: str) -> None:
         log = self._settings.state.logs / f"{service}.log"
@@ -266,8 +314,19 @@ class Up:
         }
         write_private(self._settings.state.dev_env, "".join(f"export {k}={v}\n" for k, v in lines.items()))
 
-    def _greet(self, api_key: str) -> None:
-        model = self._settings.environ.get("NARU_INFERENCE_SERVED_MODEL_NAME", "")
+    async def _served_model(self, api_key: str) -> str:
+        """The name requests call the model by."""
+        headers = {"Authorization": f"Bearer {api_key}"}
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+                session.get(f"{self._base_url()}/models", headers=headers, raise_for_status=True) as response,
+            ):
+                return str((await response.json())["data"][0]["id"])
+        except (aiohttp.ClientError, TimeoutError, LookupError) as error:
+            raise UpError("The edge does not list the model; `make logs` may say why.") from error
+
+    def _greet(self, api_key: str, model: str) -> None:
         self._console.print(
             f"\nNaru is up.\n\n  URL  {self._base_url()}\n  key  {api_key}   (admin; also in {self._settings.state.dev_env})\n\n"
             f"  curl {self._base_url()}/chat/completions \\\n"
@@ -304,9 +363,14 @@ def up(folder: Path) -> int:
     console, state = Console(), StateFolder(folder)
     try:
         state.prepare()
+    except OSError as error:
+        console.print(f"Cannot write to {folder}: {error.strerror}", style="red", markup=False, highlight=False)
+        return 1
+    try:
         asyncio.run(Up(settings_from(os.environ, state), console).run())
     except UpError as error:
-        console.print(f"\n{error}", style="red", markup=False, highlight=False)
+        # Not wrapped: it may hold lines of a log.
+        console.print(f"\n{error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -314,17 +378,22 @@ def up(folder: Path) -> int:
 def down(folder: Path) -> int:
     """Stops a running `naru up` and waits for it; returns the exit code."""
     console, state = Console(), StateFolder(folder)
-    try:
-        process_id = int(state.pid_file.read_text())
-        os.kill(process_id, signal.SIGTERM)
-    except (OSError, ValueError):
+    process_id = state.supervisor()
+    if process_id is None:
         console.print("Naru is not running.")
         return 0
-    deadline = time.monotonic() + 120
+    try:
+        os.kill(process_id, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has ended meanwhile
+    except PermissionError:
+        console.print(f"Process {process_id} belongs to somebody else; only they can stop it.", style="red")
+        return 1
+    deadline = time.monotonic() + DOWN_SECONDS
     while time.monotonic() < deadline:
-        if not state.pid_file.exists():
+        if state.supervisor() is None:
             console.print("Naru has stopped.")
             return 0
         time.sleep(0.1)
-    console.print(f"Process {process_id} has not stopped within 120 seconds.", style="red")
+    console.print(f"Process {process_id} has not stopped within {DOWN_SECONDS:.0f} seconds.", style="red")
     return 1

@@ -12,10 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from authsvc.config import AuthsvcConfig
 from naru.cli import processes
 from naru.cli.state import StateFolder
 from naru.cli.supervisor import GaveUpError, Program, Supervised
+from naru.cli.up import Up, settings_from
+from naru.config import load
 
 # Starts a child of its own, says both process ids, and sleeps.
 PARENT = """
@@ -122,16 +126,25 @@ def test_session_members_are_found(tmp_path: Path) -> None:
     process.wait()
 
 
+def naru(command: str, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs one command of `naru` that is to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "naru", command],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_taken_ports_are_named_with_their_variable(tmp_path: Path) -> None:
     """A clear message, and nothing is started."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        environ = {**os.environ, "NARU_UP_STATE": str(tmp_path / "state"), "NARU_EDGE_PORT": str(port)}
-        done = subprocess.run(
-            [sys.executable, "-m", "naru", "up"], env=environ, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = naru("up", {"NARU_UP_STATE": str(tmp_path / "state"), "NARU_EDGE_PORT": str(port)})
     assert done.returncode == 1
     assert f"port {port} is taken; choose another with NARU_EDGE_PORT=<port>" in done.stdout
 
@@ -139,26 +152,75 @@ def test_taken_ports_are_named_with_their_variable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("port", ["70000", "0", "-1", "http"])
 def test_a_port_that_is_none_is_named(tmp_path: Path, port: str) -> None:
     """One line that says what is allowed, no traceback."""
-    environ = {**os.environ, "NARU_UP_STATE": str(tmp_path / "state"), "NARU_EDGE_PORT": port}
-    done = subprocess.run(
-        [sys.executable, "-m", "naru", "up"], env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = naru("up", {"NARU_UP_STATE": str(tmp_path / "state"), "NARU_EDGE_PORT": port})
     assert done.returncode == 1
     assert "NARU_EDGE_PORT must be a port number" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"NARU_EDGE_PORT": "50051"}, "NARU_EDGE_PORT and NARU_AUTHSVC_PORT are both 50051"),
+        ({"NARU_UP_REDISPORT": "1"}, "NARU_UP_REDISPORT is not a setting of `naru up`"),
+        ({"NARU_UP_STATE": "/dev/null/state"}, "Cannot write to /dev/null/state"),
+    ],
+)
+def test_what_up_cannot_do_is_said_in_a_line(tmp_path: Path, environ: dict[str, str], said: str) -> None:
+    """Clashing ports, an unknown variable, a folder that cannot be: no traceback."""
+    done = naru("up", {"NARU_UP_STATE": str(tmp_path / "state"), **environ})
+    assert done.returncode == 1
+    assert said in " ".join(done.stdout.split())
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_secret_by_file_replaces_the_default(tmp_path: Path) -> None:
+    """`..._FILE` of the caller and the default of `naru up` would be two values for one setting."""
+    state = StateFolder(tmp_path / "state")
+    state.prepare()
+    url_file = tmp_path / "url"
+    url_file.write_text("sqlite+aiosqlite:////tmp/x.db\n")
+    environ = settings_from({"NARU_AUTHSVC_DATABASE_URL_FILE": str(url_file)}, state).environ
+    assert load(AuthsvcConfig, environ).database_url == "sqlite+aiosqlite:////tmp/x.db"
+
+
+def test_a_service_gets_the_time_to_stop_that_it_was_given(tmp_path: Path) -> None:
+    """SIGKILL comes after its own grace for running requests, not before."""
+    state = StateFolder(tmp_path / "state")
+    state.prepare()
+    up = Up(settings_from({"NARU_INFERENCE_SHUTDOWN_GRACE": "120"}, state), Console())
+    assert (up._stop_seconds("inference"), up._stop_seconds("accounting")) == (135, 45)
 
 
 def test_a_second_up_says_that_there_is_a_first(tmp_path: Path) -> None:
     """And names it."""
     state = StateFolder(tmp_path / "state")
     state.prepare()
-    state.pid_file.write_text(f"{os.getpid()}\n")
-    environ = {**os.environ, "NARU_UP_STATE": str(state.root)}
-    done = subprocess.run(
-        [sys.executable, "-m", "naru", "up"], env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
+    with state.claimed():
+        done = naru("up", {"NARU_UP_STATE": str(state.root)})
+        assert state.supervisor() == os.getpid()
     assert done.returncode == 1
     assert f"running already, as process {os.getpid()}" in done.stdout
+    assert state.supervisor() is None
+
+
+def test_a_stale_process_id_is_nobody(tmp_path: Path) -> None:
+    """After a kill -9 the id stays in the file and may become another process's: that one is neither stopped nor in the way."""
+    state = StateFolder(tmp_path / "state")
+    state.prepare()
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        state.pid_file.write_text(f"{stranger.pid}\n")
+        done = naru("down", {"NARU_UP_STATE": str(state.root)})
+        assert (done.returncode, done.stdout.strip()) == (0, "Naru is not running.")
+        assert stranger.poll() is None
+        with state.claimed() as last_was_killed:
+            assert last_was_killed
+        with state.claimed() as last_was_killed:
+            assert not last_was_killed
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_secrets_are_made_once_and_private(tmp_path: Path) -> None:

@@ -41,6 +41,10 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ({"NARU_LIMIT": "1"}, "NARU_LIMIT"),
         ({"NARU_EDGE_LIMIT": "many"}, "NARU_EDGE_LIMIT"),
         ({"NARU_REFLECTION": "perhaps"}, "NARU_REFLECTION"),
+        ({"NARU_LOG_LEVEL": "verbose"}, "NARU_LOG_LEVEL must be one of debug"),
+        ({"NARU_EDGE_PORT": "70000"}, "NARU_EDGE_PORT must be from 0 to 65535"),
+        ({"NARU_EDGE_OPS_PORT": "-1"}, "NARU_EDGE_OPS_PORT"),
+        ({"NARU_EDGE_SHUTDOWN_GRACE": "nan"}, "NARU_EDGE_SHUTDOWN_GRACE"),
     ],
 )
 def test_what_is_unknown_or_wrong_is_named(environ: dict[str, str], named: str) -> None:
@@ -54,9 +58,22 @@ def test_other_services_variables_are_their_business() -> None:
     assert load(Example, {"NARU_AUTHSVC_PORT": "x", "NARU_UP_REDIS_PORT": "1"}).limit == 5
 
 
-@pytest.mark.parametrize("text", ["[edge]\nnope = 1", "[naru]\nlimit = 1", "[edge]\nlog_level = 'x'", "[other]\n", "x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[edge]\nnope = 1",
+        "[naru]\nlimit = 1",
+        "[edge]\nlog_level = 'x'",
+        "[other]\n",
+        "x",
+        "edge = 1",
+        "[edge]\nnames = 5",
+        "[edge]\nhost = ['a']",
+        "[edge]\nlimit = 5.9",
+    ],
+)
 def test_a_file_is_checked_too(tmp_path: Path, text: str) -> None:
-    """Unknown fields and tables, and broken TOML, are refused."""
+    """Unknown fields and tables, values of another type, and broken TOML, are refused."""
     path = tmp_path / "naru.toml"
     path.write_text(text)
     with pytest.raises(ConfigError):
@@ -64,7 +81,7 @@ def test_a_file_is_checked_too(tmp_path: Path, text: str) -> None:
 
 
 def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
-    """`..._FILE` names a file; both at once, or a missing file, is an error."""
+    """`..._FILE` names a file; both at once, or a file that is missing or no text, is an error."""
     path = tmp_path / "password"
     path.write_text("hunter2\n")
     assert load(Example, {"NARU_EDGE_PASSWORD_FILE": str(path)}).password == "hunter2"
@@ -72,10 +89,19 @@ def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
         load(Example, {"NARU_EDGE_PASSWORD_FILE": str(path), "NARU_EDGE_PASSWORD": "x"})
     with pytest.raises(ConfigError, match="NARU_EDGE_PASSWORD_FILE"):
         load(Example, {"NARU_EDGE_PASSWORD_FILE": str(tmp_path / "missing")})
+    path.write_bytes(b"\xff\xfehunter2")
+    with pytest.raises(ConfigError, match="is not text") as raised:
+        load(Example, {"NARU_EDGE_PASSWORD_FILE": str(path)})
+    assert "hunter2" not in str(raised.value)
 
 
-def test_secrets_are_not_shown() -> None:
-    """The description that goes to the log hides them."""
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    """The description that goes to the log hides them, and so do errors."""
+    path = tmp_path / "naru.toml"
+    path.write_text('[edge]\npassword = ["hunter2"]\n')
+    with pytest.raises(ConfigError, match="password must be of type str") as raised:
+        load(Example, {}, path)
+    assert "hunter2" not in str(raised.value)
     shown = describe(load(Example, {"NARU_EDGE_PASSWORD": "hunter2"}))
     assert shown["NARU_EDGE_PASSWORD"] == "***"
     assert "hunter2" not in str(shown)

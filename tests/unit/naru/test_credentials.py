@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from naru import api_key
+from naru import api_key, deadline
 from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from naru.client import ServiceClient
 from naru.convert import principal_to_proto, timestamp_to_proto
@@ -184,6 +184,19 @@ async def test_another_epoch_clears_the_cache() -> None:
         await world.cache.authenticate(KEY)
         world.peer.messages.put_nowait(auth_service_pb2.WatchInvalidationsResponse(sequence=0, epoch="two"))
         await until(lambda: world.cache.known(KEY) is None)
+
+
+async def test_a_caller_in_a_hurry_does_not_fail_the_others() -> None:
+    """The lookup they share has its own time, not what is left to the first of them."""
+    async with World() as world:
+
+        async def hurried() -> None:
+            deadline.enter(0.001)
+            await world.cache.authenticate(KEY)
+
+        _, principal = await asyncio.gather(hurried(), world.cache.authenticate(KEY), return_exceptions=True)
+        assert isinstance(principal, Principal)
+        assert world.peer.calls == 1
 
 
 async def test_known_principals_go_on_for_a_while_when_authsvc_is_away() -> None:

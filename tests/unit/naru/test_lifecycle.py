@@ -1,0 +1,81 @@
+"""How a process stops."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# Says what it does; unwinding takes until it is told to go on, or for ever.
+SERVICE = """
+import asyncio, sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+from naru.config import ServiceConfig
+from naru.lifecycle import Running, main
+
+fails = sys.argv[1] == "fails"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(ServiceConfig):
+    SERVICE: ClassVar[str] = "edge"
+
+@asynccontextmanager
+async def running(config, lifecycle):
+    if fails:
+        asyncio.get_running_loop().call_soon(lifecycle.fail, "a test")
+    else:
+        print("serving", flush=True)
+    yield Running(1)
+    print("stopping", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    print("stopped", flush=True)
+
+sys.exit(main(Config, running, []))
+"""
+
+
+def service(how: str) -> subprocess.Popen[str]:
+    """A process that runs SERVICE."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVICE, how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def heard(process: subprocess.Popen[str]) -> str:
+    """The next line it prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_stops_in_order_and_the_second_at_once(number: signal.Signals) -> None:
+    """Exit code 0 when it could finish; 128 and the signal when it could not."""
+    with service("runs") as process:
+        assert heard(process) == "serving"
+        process.send_signal(number)
+        assert heard(process) == "stopping"
+        process.send_signal(number)
+        assert process.wait(10) == 128 + number
+    with service("runs") as process:
+        assert heard(process) == "serving"
+        process.send_signal(number)
+        assert heard(process) == "stopping"
+        assert process.communicate("\n", timeout=10)[0] == "stopped\n"
+        assert process.returncode == 0
+
+
+def test_the_first_signal_does_not_cut_a_failed_service_short() -> None:
+    """One that stops because something failed still finishes what it has, and exits with 1."""
+    with service("fails") as process:
+        assert heard(process) == "stopping"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate("\n", timeout=10)[0] == "stopped\n"
+        assert process.returncode == 1

@@ -1,0 +1,39 @@
+"""What a log line holds, and what it never does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from naru import api_key
+
+KEY = api_key.generate(os.urandom)
+CODE = f"""
+import logging
+from naru import logs
+logs.configure("edge")
+
+def fail(prompt, token):
+    raise ValueError("cannot use {KEY}")
+
+for log in (logs.get_logger("ours"), logging.getLogger("theirs")):
+    try:
+        fail("the-prompt", "the-token")
+    except ValueError:
+        log.exception("crashed with {KEY}")
+logs.get_logger("ours").info("starting", config={{"A": "{KEY}"}}, names=["{KEY}"], attempts=3)
+"""
+
+
+def test_no_line_holds_keys_or_what_local_variables_held() -> None:
+    """Tracebacks show where, not with which values; keys are masked however deep they lie, the rest stays."""
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["service"] for line in lines] == ["edge"] * 3
+    assert [line["exception"][0]["frames"][-1]["name"] for line in lines[:2]] == ["fail"] * 2
+    assert lines[2]["attempts"] == 3
+    for secret in (api_key.parse(KEY).secret, "the-prompt", "the-token"):
+        assert secret not in done.stderr
+    assert done.stderr.count(f"sk-naru-{api_key.parse(KEY).key_id}-***") == 6
