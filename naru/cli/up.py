@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 import aiohttp
 from rich.console import Console
@@ -21,6 +22,7 @@ from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from naru.cli import processes
 from naru.cli.state import RunningAlreadyError, StateFolder, write_private
 from naru.cli.supervisor import GaveUpError, Program, Supervised, tail
+from naru.cli.terminal import Terminal
 from naru.client import ServiceClient
 from naru.embedded import redis_executable
 from naru.errors import NaruError
@@ -181,9 +183,7 @@ class Up:
         self._greet(api_key, await self._served_model(api_key))
 
     def _say(self, text: str) -> None:
-        # The terminal may be gone; everything is to be taken down all the same.
-        with contextlib.suppress(OSError):
-            self._console.print(f"  {text}", highlight=False)
+        self._console.print(f"  {text}", highlight=False)
 
     async def _wait_for_free_ports(self, patience: float) -> None:
         """Raises UpError when one is still taken after `patience` seconds."""
@@ -360,7 +360,8 @@ async def _answers(url: str, credential: str = "") -> bool:
 
 def up(folder: Path) -> int:
     """Runs until stopped; returns the exit code."""
-    console, state = Console(), StateFolder(folder)
+    # The terminal may be closed; everything is to be taken down all the same.
+    console, state = Console(file=cast("TextIO", Terminal(sys.stdout))), StateFolder(folder)
     try:
         state.prepare()
     except OSError as error:
