@@ -106,9 +106,10 @@ class CachedAuthenticator:
         request = auth_service_pb2.WatchInvalidationsRequest()
         async with self._client.stream(self._stub.WatchInvalidations, request, timeout=None) as messages:
             while True:
-                try:
-                    message = await asyncio.wait_for(anext(messages), _HEARTBEAT_TIMEOUT_SECONDS)
-                except StopAsyncIteration:
+                # Not wait_for: in Python 3.11 it forgets that it was cancelled when the stream fails at that moment.
+                async with asyncio.timeout(_HEARTBEAT_TIMEOUT_SECONDS):
+                    message = await anext(messages, None)
+                if message is None:
                     return
                 if not self._watching or message.epoch != self._epoch:
                     # What was revoked while nobody listened is not known: begin anew.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -13,7 +14,7 @@ from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from naru.client import ServiceClient
 from naru.convert import principal_to_proto, timestamp_to_proto
 from naru.credentials import CachedAuthenticator
-from naru.errors import NaruError, Reason, invalid_api_key
+from naru.errors import NaruError, Reason, invalid_api_key, unavailable
 from naru.identity import Principal, Scopes, ServiceName, ServiceTokens
 from naru.interceptors import CallerAuthenticator
 from naru.metrics import Metrics
@@ -228,3 +229,33 @@ async def test_a_key_bound_to_a_network_is_refused_elsewhere() -> None:
             with pytest.raises(NaruError) as raised:
                 await world.cache.authenticate(KEY, address)
             assert raised.value.reason is Reason.PERMISSION_DENIED
+
+
+class FailingClient(ServiceClient):
+    """A client whose stream fails when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__("127.0.0.1:1", name="authsvc")
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def stream(self, *_: object, **__: object) -> AsyncIterator[AsyncIterator[None]]:
+        async def messages() -> AsyncIterator[None]:
+            yield await self.failure
+
+        yield messages()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_watch_ends_though_its_stream_fails_at_that_moment(turns: int) -> None:
+    """However many turns of the loop lie between the two: authsvc and whoever watches it are often stopped together."""
+    client = FailingClient()
+    watch = asyncio.create_task(CachedAuthenticator(client, FakeClock()).watch())
+    await asyncio.sleep(0.01)
+    client.failure.set_exception(unavailable("authsvc"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    watch.cancel()
+    await asyncio.wait([watch], timeout=1)
+    assert watch.cancelled()
+    await client.close()
