@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from accounting.quota import MAX_ATTEMPT, MAX_TOKENS, EventRef
 from accounting.settlement import Evidence
 from naru.errors import NaruError, Reason, invalid_argument
@@ -47,6 +49,21 @@ def text(field: str, value: str, most: int = MAX_ID) -> str:
 def clipped(value: str, most: int) -> str:
     """As much of a description as is kept. What a client called a model must not keep its usage from being counted."""
     return value.replace("\0", "")[:most]
+
+
+def address(value: str) -> str:
+    """An IP address in its one form; empty for what is none: nobody is refused for where they seem to come from."""
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        return ""
+
+
+def choices(value: int) -> int:
+    """A number of choices; 1 where none is given."""
+    if value < 0:
+        raise invalid_argument("choices", "choices must be at least 0.")
+    return value or 1
 
 
 def tokens(field: str, value: int) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from zoneinfo import ZoneInfo
 
 from naru.config import ServiceConfig, setting
 
 _POLICIES = ("closed", "open")
+_UNPRICED = ("zero", "refuse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,16 @@ class AccountingConfig(ServiceConfig):
     )
     lease_seconds: float = setting(60.0, "Seconds that a reservation lives without being renewed.")
     hard_lifetime_seconds: float = setting(3_600.0, "Seconds that a reservation lives at most.")
-    tiers_file: Path | None = setting(None, "TOML file whose tiers replace the built-in ones of the same name.")
+    tiers_file: Path | None = setting(
+        None, "TOML file of tiers, which replace others of the same name and cannot be changed at run time."
+    )
+    currency: str = setting(
+        "USD", "Code of the currency that every price, cost and limit on cost is in: three capital letters."
+    )
+    time_zone: str = setting("UTC", "IANA name of the zone whose calendar limits per day and month follow.")
+    unpriced_models: str = setting(
+        "zero", "Requests for models that have no price: zero lets them cost nothing, refuse refuses them."
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that makes no sense."""
@@ -50,3 +62,17 @@ class AccountingConfig(ServiceConfig):
             )
         if not 0 <= self.recovery_seconds <= 86_400:
             raise ValueError("NARU_ACCOUNTING_RECOVERY_SECONDS must be from 0 to 86400")
+        if not re.fullmatch("[A-Z]{3}", self.currency):
+            raise ValueError("NARU_ACCOUNTING_CURRENCY must be three capital letters, such as USD")
+        if not _is_zone(self.time_zone):
+            raise ValueError("NARU_ACCOUNTING_TIME_ZONE must be the name of a time zone, such as Asia/Seoul")
+        if self.unpriced_models not in _UNPRICED:
+            raise ValueError(f"NARU_ACCOUNTING_UNPRICED_MODELS must be one of {', '.join(_UNPRICED)}")
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # unknown; no relative path; a folder of zones
+        return False
+    return True

@@ -7,11 +7,21 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from accounting import checks
-from accounting.quota import Decision, EventRef, Grant, LimitKind, LimitState, LimitWindow, Reservation, Work
+from accounting.catalogue_convert import KINDS_TO_PROTO, SCOPES_TO_PROTO, WINDOWS_TO_PROTO, unit_prices_to_proto
+from accounting.quota import (
+    Decision,
+    EventRef,
+    Grant,
+    LimitOverview,
+    LimitState,
+    Reservation,
+    Work,
+)
 from accounting.reporting import Dimension, RequestRecord, UsageQuery, UsageRow
 from accounting.settlement import Accuracy, Evidence, Outcome, RecordStatus, UsageEvent
-from naru.api.accounting.v1 import quota_service_pb2, usage_event_pb2, usage_service_pb2
+from naru.api.accounting.v1 import limit_pb2, quota_service_pb2, usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import principal_pb2, usage_pb2
+from naru.context import RequestContext
 from naru.convert import (
     duration_to_proto,
     error_to_proto,
@@ -28,18 +38,6 @@ _MICROS = 1_000_000
 _SECONDS_MAX = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of google.protobuf.Timestamp
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
-_KINDS = {
-    LimitKind.REQUESTS: quota_service_pb2.LIMIT_KIND_REQUESTS,
-    LimitKind.INPUT_TOKENS: quota_service_pb2.LIMIT_KIND_INPUT_TOKENS,
-    LimitKind.OUTPUT_TOKENS: quota_service_pb2.LIMIT_KIND_OUTPUT_TOKENS,
-    LimitKind.TOTAL_TOKENS: quota_service_pb2.LIMIT_KIND_TOTAL_TOKENS,
-    LimitKind.CONCURRENCY: quota_service_pb2.LIMIT_KIND_CONCURRENCY,
-}
-_WINDOWS = {
-    LimitWindow.NONE: quota_service_pb2.LIMIT_WINDOW_UNSPECIFIED,
-    LimitWindow.MINUTE: quota_service_pb2.LIMIT_WINDOW_MINUTE,
-    LimitWindow.HOUR: quota_service_pb2.LIMIT_WINDOW_HOUR,
-}
 _EVIDENCE = {
     usage_event_pb2.EVIDENCE_ACCEPTED: Evidence.ACCEPTED,
     usage_event_pb2.EVIDENCE_DELIVERED: Evidence.DELIVERED,
@@ -78,6 +76,8 @@ def reservation_from_proto(message: quota_service_pb2.Reservation) -> Reservatio
             work=_work(message, message.principal),
             input_tokens=checks.tokens("input_tokens", message.input_tokens),
             output_tokens=checks.tokens("output_tokens", message.output_tokens),
+            choices=checks.choices(message.choices),
+            client_address=checks.address(message.client_address),
         )
     except NaruError as error:
         return error
@@ -103,6 +103,8 @@ def decision_to_proto(decision: Decision) -> quota_service_pb2.ReserveResult:
             result.grant.reserve_time.CopyFrom(time_to_proto(grant.reserve_time))
             if grant.output_token_cap is not None:
                 result.grant.output_token_cap = grant.output_token_cap
+            if grant.prices is not None:
+                result.grant.prices.CopyFrom(unit_prices_to_proto(grant.prices))
         case NaruError() as error:
             result.refusal.CopyFrom(error_to_proto(error))
     return result
@@ -198,7 +200,12 @@ def query_from_proto(request: usage_service_pb2.QueryUsageRequest) -> UsageQuery
 
 def row_to_proto(query: UsageQuery, row: UsageRow) -> usage_service_pb2.UsageRow:
     """One row of an answer."""
-    message = usage_service_pb2.UsageRow(requests=row.requests, usage=usage_to_proto(row.usage))
+    message = usage_service_pb2.UsageRow(
+        requests=row.requests,
+        usage=usage_to_proto(row.usage),
+        cost=row.cost,
+        unpriced_requests=row.unpriced_requests,
+    )
     for dimension, value in zip(query.group_by, row.group, strict=True):
         match dimension:
             case Dimension.KEY:
@@ -218,14 +225,34 @@ def time_to_proto(micros: int) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=rest * 1_000)
 
 
-def _limit_to_proto(state: LimitState) -> quota_service_pb2.LimitState:
-    return quota_service_pb2.LimitState(
-        scope=state.limit.scope,
-        kind=_KINDS[state.limit.kind],
-        window=_WINDOWS[state.limit.window],
+def limits_asked_from_proto(
+    request: quota_service_pb2.GetLimitsRequest, asked: RequestContext
+) -> tuple[Principal, str, str]:
+    """Whose limits are asked for, from which address, and for which model."""
+    model = checks.clipped(request.model, checks.MAX_MODEL)
+    if asked.caller.principal is not None:
+        return asked.caller.principal, asked.client_address, model
+    who = checks.principal(principal_from_proto(request.principal))
+    return who, checks.address(request.client_address), model
+
+
+def overview_to_proto(overview: LimitOverview) -> quota_service_pb2.GetLimitsResponse:
+    """Where somebody's limits stand."""
+    return quota_service_pb2.GetLimitsResponse(
+        limits=[_limit_to_proto(state) for state in overview.limits], tier=overview.tier
+    )
+
+
+def _limit_to_proto(state: LimitState) -> limit_pb2.LimitState:
+    return limit_pb2.LimitState(
+        scope=SCOPES_TO_PROTO[state.limit.scope],
+        kind=KINDS_TO_PROTO[state.limit.kind],
+        window=WINDOWS_TO_PROTO[state.limit.window],
         limit=state.limit.limit,
         remaining=state.remaining,
         reset_delay=duration_to_proto(state.reset_seconds),
+        model=state.limit.model,
+        shadow=state.limit.shadow,
     )
 
 
@@ -245,6 +272,10 @@ def _usage(message: usage_pb2.Usage) -> Usage:
     usage = usage_from_proto(message)
     for name in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens"):
         checks.tokens(f"usage.{name}", getattr(usage, name))
+    if usage.cached_prompt_tokens > usage.prompt_tokens:
+        raise invalid_argument(
+            "usage.cached_prompt_tokens", "usage.cached_prompt_tokens must be part of prompt_tokens."
+        )
     return usage
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from zoneinfo import ZoneInfo
 
+from accounting import calendar
+from accounting.catalogue_keeper import CatalogueKeeper
 from accounting.limiter import MICROS, Booked, Epoch, Limiter
 from accounting.quota import BUCKETS, Limit, LimitKind, LimitWindow
-from accounting.store import UsageStore
-from accounting.tiers import Tiers
+from accounting.store import BookedUsage, UsageStore
 from naru.logs import Logger
-from naru.usage import Usage
+
+# So wide that all of time since the Unix epoch is in one bucket.
+_AGES = 10**11
 
 
 class EpochKeeper:
@@ -19,6 +23,7 @@ class EpochKeeper:
     Args:
         recovery_seconds: How long an emptied Redis takes no reservations: until what ran before must have ended or been renewed,
             and no minute window can hold anything from before.
+        zone: Whose days and months are counted.
         new_id: Makes the id of an epoch.
     """
 
@@ -27,16 +32,18 @@ class EpochKeeper:
         *,
         limiter: Limiter,
         store: UsageStore,
-        tiers: Tiers,
+        catalogue: CatalogueKeeper,
         logger: Logger,
         recovery_seconds: float,
+        zone: ZoneInfo,
         new_id: Callable[[], str],
     ) -> None:
         self._limiter = limiter
         self._store = store
-        self._tiers = tiers
+        self._catalogue = catalogue
         self._logger = logger
         self._recovery_seconds = recovery_seconds
+        self._zone = zone
         self._new_id = new_id
         self._noted: str | None = None
         self._loaded: str | None = None
@@ -72,29 +79,42 @@ class EpochKeeper:
         return over
 
     async def _load(self, epoch: Epoch) -> None:
-        width = LimitWindow.HOUR.bucket_seconds
-        oldest = epoch.now // (width * MICROS) - BUCKETS
+        """Puts what SQL knows into the windows; those of a minute are over by the time that reservations are taken."""
+        hour = LimitWindow.HOUR.bucket_seconds
+        oldest = epoch.now // (hour * MICROS) - BUCKETS
+        await self._load_window(LimitWindow.HOUR, oldest * hour * MICROS, hour)
+        for window in (LimitWindow.DAY, LimitWindow.MONTH):
+            _, begin, _, _ = calendar.periods(window, epoch.now, self._zone)
+            await self._load_window(window, begin, _AGES)
+
+    async def _load_window(self, window: LimitWindow, since: int, bucket_seconds: int) -> None:
+        catalogue = self._catalogue.current
         amounts: Counter[tuple[Limit, int]] = Counter()
-        for booked in await self._store.booked_since(oldest * width * MICROS, width):
-            for limit in self._tiers.limits(booked.principal):
-                if limit.window is LimitWindow.HOUR:
-                    # A limit's height is not part of what it counts: two tiers of one key count together.
-                    counted = Limit(limit.scope, limit.scope_id, limit.kind, limit.window, 0)
-                    amounts[counted, booked.bucket] += _amount(limit.kind, booked.requests, booked.usage)
+        for booked in await self._store.booked_since(since, bucket_seconds):
+            # Neither height nor manner is part of what a limit counts: two limits on the same thing count together.
+            counted = {
+                Limit(limit.scope, limit.scope_id, limit.kind, window, 0, limit.model)
+                for limit in catalogue.limits(booked.principal, model=booked.model)
+                if limit.window is window
+            }
+            for limit in counted:
+                amounts[limit, booked.bucket] += _amount(limit.kind, booked)
         loaded = [Booked(limit, bucket, amount) for (limit, bucket), amount in amounts.items() if amount > 0]
         for start in range(0, len(loaded), 1_000):
             await self._limiter.load(loaded[start : start + 1_000])
 
 
-def _amount(kind: LimitKind, requests: int, usage: Usage) -> int:
+def _amount(kind: LimitKind, booked: BookedUsage) -> int:
     match kind:
         case LimitKind.REQUESTS:
-            return requests
+            return booked.requests
         case LimitKind.INPUT_TOKENS:
-            return usage.prompt_tokens
+            return booked.usage.prompt_tokens
         case LimitKind.OUTPUT_TOKENS:
-            return usage.completion_tokens
+            return booked.usage.completion_tokens
         case LimitKind.TOTAL_TOKENS:
-            return usage.total_tokens
+            return booked.usage.total_tokens
+        case LimitKind.COST:
+            return booked.cost
         case LimitKind.CONCURRENCY:
             return 0

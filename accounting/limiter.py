@@ -1,4 +1,4 @@
-"""Runs `quota.lua` on Redis."""
+"""Runs `quota_windows.lua` and `quota.lua`, which are one script, on Redis."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -25,11 +26,14 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from accounting import calendar
 from accounting.quota import (
     EventRef,
     Grant,
     Limit,
     LimitKind,
+    LimitNotice,
+    LimitScope,
     LimitState,
     LimitWindow,
     Refusal,
@@ -40,10 +44,13 @@ from accounting.quota import (
     tightest_first,
 )
 from accounting.settlement import Exact
+from naru.clock import Clock
 from naru.errors import NaruError, unavailable
 from naru.identity import Principal, Role
 
 MICROS = 1_000_000
+_SCRIPTS = ("quota_windows.lua", "quota.lua")
+_CALENDAR = (LimitWindow.DAY, LimitWindow.MONTH)
 _EPOCH_KEY = "{naru}:epoch"
 _CONNECTIONS = 16
 _TIMEOUT_SECONDS = 2.0
@@ -75,6 +82,7 @@ class Taken:
 
     outcome: Grant | NaruError
     limits: tuple[LimitState, ...]
+    notices: tuple[LimitNotice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,10 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Booked:
-    """An amount that is known to have been taken of a limit, in one of its window's buckets."""
+    """An amount that is known to have been taken of a limit.
+
+    `bucket` is one of its window's, if that slides; a window of the calendar is the one of now.
+    """
 
     limit: Limit
     bucket: int
@@ -129,12 +140,26 @@ class Limiter:
         redis: A client that decodes answers; see `connect`.
         lease_seconds: How long a reservation lives without being renewed.
         lifetime_seconds: How long a reservation lives at most.
+        zone: Whose days and months are counted.
+        clock: Tells which day and month it is; the rest is decided by Redis's time.
         now: Microseconds by which to decide in place of Redis's own time, for tests.
     """
 
-    def __init__(self, redis: Redis, *, lease_seconds: float, lifetime_seconds: float, now: int | None = None) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        lease_seconds: float,
+        lifetime_seconds: float,
+        zone: ZoneInfo,
+        clock: Clock,
+        now: int | None = None,
+    ) -> None:
         self._redis = redis
-        self._script = redis.register_script((Path(__file__).parent / "quota.lua").read_text())
+        self._script = redis.register_script("".join((Path(__file__).parent / name).read_text() for name in _SCRIPTS))
+        self._zone = zone
+        self._clock = clock
+        self._periods: dict[LimitWindow, tuple[int, int, int, int]] = {}
         self.now = now
         self._options = {
             "lease": round(lease_seconds * MICROS),
@@ -162,6 +187,7 @@ class Limiter:
                 "revision": reservation.revision,
                 "input": reservation.input_tokens,
                 "output": reservation.output_tokens,
+                "cost": reservation.cost,
                 "about": _encode_work(reservation.work),
                 "limits": [asdict(limit) for limit in limits],
             }
@@ -194,6 +220,7 @@ class Limiter:
                 "rank": item.evidence.value,
                 "input": item.usage.prompt_tokens,
                 "output": item.usage.completion_tokens,
+                "cost": item.cost,
             }
             for item in items
         ]
@@ -214,6 +241,13 @@ class Limiter:
         answers = await self._run("look_up", _encode_refs(refs))
         return [Known(state in ("open", "expiring"), reserve_time) for state, reserve_time in answers]
 
+    async def inspect(self, limits: Sequence[Limit]) -> tuple[LimitState, ...]:
+        """Where each limit stands, tightest first."""
+        if not limits:
+            return ()
+        (flat,) = await self._run("inspect", [{"limits": [asdict(limit) for limit in limits]}])
+        return tightest_first(_states(limits, flat))
+
     async def begin_epoch(self, epoch_id: str, recovery_seconds: float) -> Epoch:
         """Begins an epoch, open after `recovery_seconds`, unless there is one; returns the one there is."""
         began, found, open_time, now = await self._run(
@@ -233,13 +267,21 @@ class Limiter:
     async def _run(self, operation: str, items: Sequence[Mapping[str, Any]], **options: Any) -> Any:
         if not items and operation not in ("claim", "begin"):
             return ["ok", 0, []] if operation == "reserve" else []
-        settings = {**self._options, **options}
+        settings = {**self._options, **options, "periods": self._current_periods()}
         if self.now is not None:
             settings["now"] = self.now
         with _translated():
             return await self._script(
                 keys=[_EPOCH_KEY], args=[operation, json.dumps(settings), json.dumps(list(items))]
             )
+
+    def _current_periods(self) -> dict[LimitWindow, tuple[int, int, int, int]]:
+        now = round(self._clock.time() * MICROS) if self.now is None else self.now
+        for window in _CALENDAR:
+            known = self._periods.get(window)
+            if known is None or not known[1] <= now < known[2]:
+                self._periods[window] = calendar.periods(window, now, self._zone)
+        return self._periods
 
 
 def connect(url: str) -> Redis:
@@ -275,12 +317,7 @@ def _translated() -> Iterator[None]:
 
 
 def _taken(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Taken:
-    decision, reserve_time, lease_time, refusal, flat = answer
-    states = [
-        LimitState(limit, flat[2 * index], flat[2 * index + 1] / MICROS)
-        for index, limit in enumerate(limits)
-        if 2 * index < len(flat)
-    ]
+    decision, reserve_time, lease_time, refusal, flat, notices = answer
     match decision:
         case "granted":
             outcome: Grant | NaruError = Grant(reserve_time, lease_time)
@@ -288,17 +325,29 @@ def _taken(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Tak
             outcome = refusal_error(_decode_refusal(json.loads(refusal)))
         case _:
             outcome = closed_error(ref)
-    return Taken(outcome, tightest_first(states))
+    told = tuple(
+        LimitNotice(limits[index - 1], percent or None)
+        for index, percent in zip(notices[::2], notices[1::2], strict=True)
+    )
+    return Taken(outcome, tightest_first(_states(limits, flat)), told)
+
+
+def _states(limits: Sequence[Limit], flat: Sequence[int]) -> list[LimitState]:
+    """The states that came flat; none when the script did not look at the limits."""
+    return [
+        LimitState(limit, remaining, reset / MICROS)
+        for limit, remaining, reset in zip(limits, flat[::2], flat[1::2], strict=False)
+    ]
 
 
 def _decode_refusal(found: Mapping[str, Any]) -> Refusal:
     return Refusal(
-        found["scope"],
+        LimitScope(found["scope"]),
         LimitKind(found["kind"]),
         LimitWindow(found["window"]),
-        found["limit"],
-        found["requested"],
-        found["retry"] / MICROS if "retry" in found else None,
+        int(found["limit"]),
+        int(found["requested"]),
+        int(found["retry"]) / MICROS if "retry" in found else None,
     )
 
 

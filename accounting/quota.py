@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
+from naru.pricing import UnitPrices
 
 MAX_ATTEMPT = 63
 """Highest attempt of one event; a new attempt looks at all the ones before it."""
@@ -16,27 +17,41 @@ BUCKETS = 60
 """Buckets before the current one that a window looks at."""
 
 
+class LimitScope(StrEnum):
+    """For whom a limit counts. CALLER, in the rules of tiers: the API key, else the user, else the workspace."""
+
+    CALLER = "caller"
+    KEY = "key"
+    USER = "user"
+    WORKSPACE = "workspace"
+    ADDRESS = "address"
+    TIER = "tier"
+
+
 class LimitKind(StrEnum):
-    """What a limit counts."""
+    """What a limit counts; COST in nano-units of the installation's currency."""
 
     REQUESTS = "requests"
     INPUT_TOKENS = "input_tokens"
     OUTPUT_TOKENS = "output_tokens"
     TOTAL_TOKENS = "total_tokens"
+    COST = "cost"
     CONCURRENCY = "concurrency"
 
 
 class LimitWindow(StrEnum):
-    """Over which time a limit counts. NONE: what is in flight."""
+    """Over which time a limit counts. NONE: what is in flight. DAY and MONTH are those of the calendar."""
 
     NONE = ""
     MINUTE = "minute"
     HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
 
     @property
     def bucket_seconds(self) -> int:
-        """Width of one of the buckets a window slides over; 0 for none."""
-        return {LimitWindow.NONE: 0, LimitWindow.MINUTE: 1, LimitWindow.HOUR: 60}[self]
+        """Width of one of the buckets a window slides over; 0 for a window that does not slide."""
+        return {LimitWindow.MINUTE: 1, LimitWindow.HOUR: 60}.get(self, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +59,21 @@ class Limit:
     """One limit that applies to a request.
 
     Attributes:
-        scope: "key", "user" or "workspace".
         scope_id: Whose.
         limit: The most that may be taken.
-        model: Of which model; "*" is all of them.
+        model: Of which served model; empty is all of them together.
+        shadow: Counts and tells, but never refuses.
+        soft_thresholds: Percentages whose crossing is told once per window.
     """
 
-    scope: str
+    scope: LimitScope
     scope_id: str
     kind: LimitKind
     window: LimitWindow
     limit: int
-    model: str = "*"
+    model: str = ""
+    shadow: bool = False
+    soft_thresholds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -79,13 +97,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What one request wants to take. `output_tokens` 0 means unknown."""
+    """What one request wants to take. `output_tokens` 0 means unknown; `cost` in nano-units, 0 where no price is set."""
 
     ref: EventRef
     revision: int
     work: Work
     input_tokens: int
     output_tokens: int
+    choices: int = 1
+    client_address: str = ""
+    cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +119,34 @@ class LimitState:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitOverview:
+    """Where the limits of somebody stand, tightest first, and the tier that most of them come from."""
+
+    tier: str
+    limits: tuple[LimitState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LimitNotice:
+    """Something an operator wants to know of a limit: it is used to `percent`; None: in force, it would have refused."""
+
+    limit: Limit
+    percent: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
-    """Leave to run. Times in microseconds since the Unix epoch; `output_token_cap` None: the engine needs no cap."""
+    """Leave to run. Times in microseconds since the Unix epoch.
+
+    Attributes:
+        output_token_cap: What the engine may generate per choice; None: it needs no cap.
+        prices: What it costs per unit; None: nobody set a price.
+    """
 
     reserve_time: int
     lease_expire_time: int
     output_token_cap: int | None = None
+    prices: UnitPrices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +162,7 @@ class Decision:
 class Refusal:
     """Which limit said no. `retry_seconds` None: the request is larger than the whole limit."""
 
-    scope: str
+    scope: LimitScope
     kind: LimitKind
     window: LimitWindow
     limit: int
@@ -131,6 +174,13 @@ def refusal_error(refusal: Refusal) -> NaruError:
     """The error a caller sees for a refusal."""
     kind, limit = refusal.kind, str(refusal.limit)
     what = kind.value.replace("_", " ")
+    if kind is LimitKind.COST:
+        return NaruError(
+            Reason.INSUFFICIENT_QUOTA,
+            f"The {refusal.scope}'s budget per {refusal.window} is spent, or too little of it is left for this request.",
+            metadata={"scope": refusal.scope, "window": refusal.window},
+            retry_after=refusal.retry_seconds,
+        )
     if refusal.retry_seconds is None:
         return NaruError(
             Reason.REQUEST_EXCEEDS_LIMIT,
@@ -149,6 +199,15 @@ def refusal_error(refusal: Refusal) -> NaruError:
         f"The {refusal.scope}'s limit of {limit} {what} per {refusal.window} is used up.",
         metadata={"scope": refusal.scope, "kind": kind, "window": refusal.window, "limit": limit},
         retry_after=refusal.retry_seconds,
+    )
+
+
+def unpriced_error(model: str) -> NaruError:
+    """The error for a model without a price where such models are refused."""
+    return NaruError(
+        Reason.FAILED_PRECONDITION,
+        f"The model {model!r} has no price yet, and models without one are refused here.",
+        metadata={"model": model},
     )
 
 

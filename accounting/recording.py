@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from accounting.catalogue_keeper import CatalogueKeeper
 from accounting.limiter import MICROS, Known, Limiter
 from accounting.quota import EventRef
-from accounting.settlement import BookedEvent, Exact, RecordStatus, UsageEvent, booking_time
+from accounting.settlement import BookedEvent, Evidence, Exact, RecordStatus, UsageEvent, booking_time
 from accounting.store import UsageStore
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
@@ -21,9 +22,19 @@ _OUTBOX_AGE_SECONDS = 1.0
 class Recorder:
     """Records usage, exactly once per attempt, whatever comes twice or late."""
 
-    def __init__(self, *, store: UsageStore, limiter: Limiter, clock: Clock, logger: Logger, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        store: UsageStore,
+        limiter: Limiter,
+        catalogue: CatalogueKeeper,
+        clock: Clock,
+        logger: Logger,
+        metrics: Metrics,
+    ) -> None:
         self._store = store
         self._limiter = limiter
+        self._catalogue = catalogue
         self._clock = clock
         self._logger = logger
         self._reported = metrics.counter("naru_usage_events_total", "Reports of usage.", ("status",))
@@ -32,8 +43,10 @@ class Recorder:
         """Keeps each if it is the best evidence so far. Raises NaruError SERVICE_UNAVAILABLE when the database is away."""
         now = self._now()
         known = await self._look_up([event.ref for event in events])
+        # A price that another replica was told of counts here as well: it begins later than it can be missed.
+        await self._catalogue.refresh()
         booked = [
-            BookedEvent(event, booking_time(event, reservation.reserve_time, now))
+            self.book(event, booking_time(event, reservation.reserve_time, now))
             for event, reservation in zip(events, known, strict=True)
         ]
         recorded = await self._store.record(booked, now)
@@ -41,6 +54,16 @@ class Recorder:
             self._reported.labels(status).inc()
         await self.tell(recorded.settled)
         return recorded.statuses
+
+    def book(self, event: UsageEvent, reserve_time: int) -> BookedEvent:
+        """The event with its cost, by the price in force when it was reserved."""
+        work = event.work
+        price = self._catalogue.current.price(work.served_model, work.principal.workspace_id, reserve_time)
+        if price is None:
+            return BookedEvent(event, reserve_time)
+        # What nobody reported anything about was never accepted, as far as anybody knows.
+        cost = 0 if event.evidence is Evidence.NONE else price.unit_prices.cost(event.usage)
+        return BookedEvent(event, reserve_time, cost, price.price_id)
 
     async def tell(self, settled: Sequence[Exact]) -> None:
         """Tells the limiter what counts now. What it cannot be told stays in the outbox."""

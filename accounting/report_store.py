@@ -17,6 +17,7 @@ from accounting.reporting import (
     encode_page,
     page_size,
 )
+from accounting.store import superseded
 from accounting.tables import request_log, usage_events
 from naru.database import Database
 from naru.usage import Usage
@@ -55,10 +56,11 @@ class ReportStore:
         """
         columns = [_COLUMNS[dimension] for dimension in query.group_by]
         sums = [
-            sa.func.count().label("requests"),
+            sa.func.count(),
+            sa.func.count(sa.case((usage_events.c.price_id == "", 1))),
             *(
-                sa.func.coalesce(sa.func.sum(usage_events.c[name]), 0).label(name)
-                for name in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens")
+                sa.func.coalesce(sa.func.sum(usage_events.c[name]), 0)
+                for name in ("cost", "prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens")
             ),
         ]
         statement = sa.select(*columns, *sums).where(*_conditions(query))
@@ -68,8 +70,7 @@ class ReportStore:
             statement = statement.where(sa.tuple_(*columns) > sa.tuple_(*_bound(query, after)))
         async with self._database.reading() as connection:
             rows = (await connection.execute(statement)).all()
-        width = len(columns)
-        return [UsageRow(tuple(row[:width]), int(row[width]), Usage(*map(int, row[width + 1 :]))) for row in rows]
+        return [_row(row, len(columns)) for row in rows]
 
     async def log_requests(self, records: Sequence[RequestRecord]) -> None:
         """Adds to the request log what is not in it yet."""
@@ -82,12 +83,14 @@ class ReportStore:
             await connection.execute(statement, [_columns(record) for record in ordered])
 
 
+def _row(row: Sequence[Any], width: int) -> UsageRow:
+    requests, unpriced, cost, *tokens = map(int, row[width:])
+    return UsageRow(tuple(row[:width]), requests, Usage(*tokens), cost, unpriced)
+
+
 def _conditions(query: UsageQuery) -> list[sa.ColumnElement[bool]]:
-    events, higher = usage_events, usage_events.alias("higher")
-    conditions: list[sa.ColumnElement[bool]] = [
-        events.c.settled_time.is_not(None),
-        ~sa.exists().where(higher.c.event_id == events.c.event_id, higher.c.attempt > events.c.attempt),
-    ]
+    events = usage_events
+    conditions: list[sa.ColumnElement[bool]] = [events.c.settled_time.is_not(None), ~superseded()]
     if query.start_time is not None:
         conditions.append(events.c.reserve_time >= query.start_time)
     if query.end_time is not None:

@@ -42,11 +42,18 @@ class UsageQuery:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One row of an answer: a value for each dimension asked for (a day as its number since the Unix epoch), and sums."""
+    """One row of an answer: a value for each dimension asked for (a day as its number since the Unix epoch), and sums.
+
+    Attributes:
+        cost: In nano-units.
+        unpriced_requests: How many of the requests cost nothing because nobody had set a price.
+    """
 
     group: tuple[str | int, ...]
     requests: int
     usage: Usage
+    cost: int = 0
+    unpriced_requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)

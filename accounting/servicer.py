@@ -76,6 +76,14 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
             results=[convert.renewal_to_proto(None if ref is None else next(leases)) for ref in refs]
         )
 
+    async def GetLimits(
+        self,
+        request: quota_service_pb2.GetLimitsRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.GetLimitsRequest, quota_service_pb2.GetLimitsResponse],
+    ) -> quota_service_pb2.GetLimitsResponse:
+        whose = convert.limits_asked_from_proto(request, current())
+        return convert.overview_to_proto(await self._reservations.overview(*whose))
+
 
 class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
     """Keeps what was used and answers questions about it.

@@ -60,10 +60,17 @@ class UsageEvent:
 
 @dataclass(frozen=True, slots=True)
 class BookedEvent:
-    """An event, booked at `reserve_time` (microseconds since the Unix epoch)."""
+    """An event, booked at `reserve_time` (microseconds since the Unix epoch).
+
+    Attributes:
+        cost: What its usage costs by the price in force then, in nano-units.
+        price_id: That price; empty when nobody had set one.
+    """
 
     event: UsageEvent
     reserve_time: int
+    cost: int = 0
+    price_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +79,17 @@ class StoredEvent:
 
     evidence: Evidence
     usage: Usage
+    cost: int
     reserve_time: int
     settled_time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What has to be added to figures that counted already; amounts may be negative."""
+
+    usage: Usage
+    cost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +102,18 @@ class Change:
     """
 
     settle: bool
-    correction: Usage | None
+    correction: Correction | None
 
 
-def weigh(stored: StoredEvent | None, report: UsageEvent) -> Change | None:
+def weigh(stored: StoredEvent | None, report: BookedEvent) -> Change | None:
     """What `report` changes; None when evidence as good or better is there."""
-    if stored is not None and report.evidence <= stored.evidence:
+    evidence = report.event.evidence
+    if stored is not None and evidence <= stored.evidence:
         return None
     if stored is not None and stored.settled_time is not None:
-        return Change(settle=True, correction=difference(report.usage, stored.usage))
-    return Change(settle=report.evidence is Evidence.FINAL, correction=None)
+        correction = Correction(difference(report.event.usage, stored.usage), report.cost - stored.cost)
+        return Change(settle=True, correction=correction)
+    return Change(settle=evidence is Evidence.FINAL, correction=None)
 
 
 def statuses(stored: Evidence | None, reports: Sequence[UsageEvent]) -> list[RecordStatus]:
@@ -135,6 +153,7 @@ class Exact:
     ref: EventRef
     evidence: Evidence
     usage: Usage
+    cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,14 @@ _KEY = (usage_events.c.event_id, usage_events.c.attempt)
 
 @dataclass(frozen=True, slots=True)
 class BookedUsage:
-    """What a principal used in the bucket of `bucket_seconds` that begins at `bucket` times that."""
+    """What a principal used of a model in the bucket that begins at `bucket` times the width that was asked for."""
 
     principal: Principal
+    model: str
     bucket: int
     requests: int
     usage: Usage
+    cost: int
 
 
 class UsageStore:
@@ -74,13 +76,13 @@ class UsageStore:
                 stored: StoredEvent | None = None
                 if ref not in new:
                     stored = await self._locked(connection, ref)
-                    change = weigh(stored, booked.event)
+                    change = weigh(stored, booked)
                     if change is not None:
                         await self._replace(connection, booked, change, stored, now)
                 else:
-                    change = weigh(None, booked.event)
+                    change = weigh(None, booked)
                 if change is not None and change.settle:
-                    settled.append(Exact(ref, booked.event.evidence, booked.event.usage))
+                    settled.append(Exact(ref, booked.event.evidence, booked.event.usage, booked.cost))
                 evidence = None if stored is None else stored.evidence
                 found = statuses_of(evidence, [reports[index].event for index in groups[ref]])
                 for index, status in zip(groups[ref], found, strict=True):
@@ -158,33 +160,34 @@ class UsageStore:
             await connection.execute(statement, rows)
 
     async def booked_since(self, since: int, bucket_seconds: int) -> list[BookedUsage]:
-        """What was used since a time, whether it counts yet or not, per principal and bucket."""
+        """What was used since a time, whether it counts yet or not, per principal, model and bucket."""
         width = sa.literal_column(str(bucket_seconds * 1_000_000), sa.BigInteger)
         bucket = usage_events.c.reserve_time.op("/", return_type=sa.BigInteger())(width)
-        who = (usage_events.c.workspace_id, usage_events.c.key_id, usage_events.c.user_id, usage_events.c.tier)
-        earlier = usage_events.alias("earlier")
-        is_first = ~sa.exists().where(
-            earlier.c.event_id == usage_events.c.event_id, earlier.c.attempt < usage_events.c.attempt
-        )
+        names = ("workspace_id", "key_id", "user_id", "tier", "served_model")
+        who = [usage_events.c[name] for name in names]
         query = (
             sa.select(
                 *who,
                 bucket.label("bucket"),
-                # A second attempt is no second request, and an attempt 0 that was released has left no event.
-                sa.func.count(sa.case((is_first, 1))).label("requests"),
-                sa.func.sum(usage_events.c.prompt_tokens).label("prompt_tokens"),
-                sa.func.sum(usage_events.c.completion_tokens).label("completion_tokens"),
+                sa.func.count().label("requests"),
+                *(
+                    sa.func.sum(usage_events.c[name]).label(name)
+                    for name in ("prompt_tokens", "completion_tokens", "cost")
+                ),
             )
-            .where(usage_events.c.reserve_time >= since)
+            # An event counts with its highest attempt only.
+            .where(usage_events.c.reserve_time >= since, ~superseded())
             .group_by(*who, bucket)
         )
         async with self._database.reading() as connection:
             return [
                 BookedUsage(
                     Principal(row.workspace_id, tier=row.tier, key_id=row.key_id, user_id=row.user_id),
+                    row.served_model,
                     int(row.bucket),
                     int(row.requests),
                     Usage(int(row.prompt_tokens), int(row.completion_tokens)),
+                    int(row.cost),
                 )
                 for row in await connection.execute(query)
             ]
@@ -227,7 +230,7 @@ class UsageStore:
         query = sa.select(usage_events).where(_is(usage_events, ref)).with_for_update()
         row = (await connection.execute(query)).one()
         usage = Usage(row.prompt_tokens, row.completion_tokens, row.cached_prompt_tokens, row.reasoning_tokens)
-        return StoredEvent(Evidence(row.evidence), usage, row.reserve_time, row.settled_time)
+        return StoredEvent(Evidence(row.evidence), usage, row.cost, row.reserve_time, row.settled_time)
 
     async def _replace(
         self,
@@ -251,7 +254,8 @@ class UsageStore:
                     previous_evidence=stored.evidence.value,
                     reserve_time=stored.reserve_time,
                     create_time=now,
-                    **_tokens(change.correction),
+                    cost=change.correction.cost,
+                    **_tokens(change.correction.usage),
                 )
             )
 
@@ -261,7 +265,7 @@ class UsageStore:
         insert = self._upsert(settlement_outbox)
         statement = insert.on_conflict_do_update(
             index_elements=["event_id", "attempt"],
-            set_={name: insert.excluded[name] for name in ("evidence", "prompt_tokens", "completion_tokens")},
+            set_={name: insert.excluded[name] for name in ("evidence", "prompt_tokens", "completion_tokens", "cost")},
         )
         rows = [
             {
@@ -270,6 +274,7 @@ class UsageStore:
                 "evidence": one.evidence.value,
                 "prompt_tokens": one.usage.prompt_tokens,
                 "completion_tokens": one.usage.completion_tokens,
+                "cost": one.cost,
                 "create_time": now,
             }
             for one in settled
@@ -279,6 +284,12 @@ class UsageStore:
     def _upsert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
         # The two dialects have the same clause, each in a class of its own.
         return postgresql.insert(table) if self._database.is_postgresql else sqlite.insert(table)
+
+
+def superseded() -> sa.ColumnElement[bool]:
+    """Whether a usage event has a higher attempt, which counts in its place."""
+    higher = usage_events.alias("higher")
+    return sa.exists().where(higher.c.event_id == usage_events.c.event_id, higher.c.attempt > usage_events.c.attempt)
 
 
 def _is(table: sa.Table, ref: EventRef) -> sa.ColumnElement[bool]:
@@ -292,7 +303,7 @@ def _best(reports: Sequence[BookedEvent]) -> BookedEvent:
 
 def _exact(row: sa.Row[Any]) -> Exact:
     usage = Usage(row.prompt_tokens, row.completion_tokens)
-    return Exact(EventRef(row.event_id, row.attempt), Evidence(row.evidence), usage)
+    return Exact(EventRef(row.event_id, row.attempt), Evidence(row.evidence), usage, row.cost)
 
 
 def _columns(booked: BookedEvent) -> dict[str, Any]:
@@ -305,6 +316,8 @@ def _columns(booked: BookedEvent) -> dict[str, Any]:
         "end_time": event.end_time,
         "replica": event.replica,
         "epoch": event.epoch,
+        "cost": booked.cost,
+        "price_id": booked.price_id,
         **_work(event.work),
         **_tokens(event.usage),
     }

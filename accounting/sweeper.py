@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from accounting.epoch import EpochKeeper
 from accounting.limiter import MICROS, Limiter
 from accounting.recording import Recorder
-from accounting.settlement import BookedEvent, nothing_reported
+from accounting.settlement import nothing_reported
 from accounting.store import UsageStore
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
@@ -74,7 +74,7 @@ class Sweeper:
     async def _expire_leases(self) -> None:
         while True:
             claimed = await self._limiter.claim_expired(_BATCH, _HOLD_SECONDS)
-            leases = [BookedEvent(nothing_reported(one.ref, one.work), one.reserve_time) for one in claimed]
+            leases = [self._recorder.book(nothing_reported(one.ref, one.work), one.reserve_time) for one in claimed]
             await self._recorder.tell(await self._store.expire(leases, self._now()))
             self._expired.inc(len(claimed))
             if len(claimed) < _BATCH:

@@ -42,6 +42,10 @@ usage_events = sa.Table(
     sa.Column("record_time", sa.BigInteger, nullable=False),
     # NULL: the lease may go on, so better evidence may come; such a row counts nowhere yet.
     sa.Column("settled_time", sa.BigInteger),
+    sa.Column("cost", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    # Empty: no price was set.
+    sa.Column("price_id", sa.String(36), nullable=False, server_default=""),
+    # A later attempt counts instead.
     sa.Index(None, "reserve_time"),
     sa.Index(None, "key_id", "reserve_time"),
     sa.Index(None, "workspace_id", "reserve_time"),
@@ -67,6 +71,7 @@ usage_corrections = sa.Table(
     sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
     sa.Column("reserve_time", sa.BigInteger, nullable=False),
     sa.Column("create_time", sa.BigInteger, nullable=False),
+    sa.Column("cost", sa.BigInteger, nullable=False, server_default=sa.text("0")),
 )
 
 # What the limiter has to be told still. Written with the event, deleted once the limiter knows.
@@ -79,6 +84,7 @@ settlement_outbox = sa.Table(
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("create_time", sa.BigInteger, nullable=False),
+    sa.Column("cost", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Index(None, "create_time"),
 )
 
@@ -111,4 +117,62 @@ limiter_epoch = sa.Table(
     metadata,
     sa.Column("limiter_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("epoch", sa.String(36), nullable=False),
+)
+
+# Tiers made or changed at run time. The built-in ones and those of the configuration's file are not here.
+tiers = sa.Table(
+    "tiers",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    # A JSON list.
+    sa.Column("limits", sa.Text, nullable=False),
+    sa.Column("default_output_tokens", sa.BigInteger, nullable=False),
+    sa.Column("create_time", sa.BigInteger, nullable=False),
+    sa.Column("update_time", sa.BigInteger, nullable=False),
+)
+
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    sa.Column("budget_id", sa.String(36), primary_key=True),
+    sa.Column("scope", sa.String(16), nullable=False),
+    sa.Column("scope_id", sa.String(128), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("window", sa.String(16), nullable=False),
+    sa.Column("limit_amount", sa.BigInteger, nullable=False),
+    sa.Column("model", sa.String(512), nullable=False),
+    sa.Column("shadow", sa.Boolean, nullable=False),
+    # A JSON list.
+    sa.Column("soft_thresholds", sa.Text, nullable=False),
+    sa.Column("description", sa.String(200), nullable=False),
+    sa.Column("create_time", sa.BigInteger, nullable=False),
+    sa.Column("update_time", sa.BigInteger, nullable=False),
+    sa.Index(None, "create_time", "budget_id"),
+    sa.Index(None, "scope", "scope_id"),
+)
+
+# What models cost from a time on. `workspace_id` empty: for everybody.
+prices = sa.Table(
+    "prices",
+    metadata,
+    sa.Column("price_id", sa.String(36), primary_key=True),
+    sa.Column("model", sa.String(512), nullable=False),
+    sa.Column("workspace_id", sa.String(64), nullable=False),
+    sa.Column("input_million", sa.BigInteger, nullable=False),
+    sa.Column("cached_input_million", sa.BigInteger, nullable=False),
+    sa.Column("output_million", sa.BigInteger, nullable=False),
+    sa.Column("request", sa.BigInteger, nullable=False),
+    sa.Column("effective_time", sa.BigInteger, nullable=False),
+    sa.Column("create_time", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("model", "workspace_id", "effective_time"),
+    sa.Index(None, "effective_time", "price_id"),
+)
+
+# One row, written by the migration. Whoever changes tiers, budgets or prices locks it first and counts it up in the same
+# transaction: changes come one after the other, and a revision tells exactly what was seen.
+catalogue_revision = sa.Table(
+    "catalogue_revision",
+    metadata,
+    sa.Column("catalogue_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
 )

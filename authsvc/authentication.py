@@ -6,14 +6,13 @@ import ipaddress
 from dataclasses import dataclass
 
 from authsvc.keys import Peppers
-from authsvc.records import ApiKey, Position
+from authsvc.records import DEFAULT_TIER, ApiKey, Position
 from authsvc.store import KeyStore
 from naru import api_key
 from naru.clock import Clock
 from naru.errors import invalid_api_key
 from naru.identity import Principal
 
-DEFAULT_TIER = "free"
 CREDENTIAL_CHARACTERS_MAX = 8_192
 
 

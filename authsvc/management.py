@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from authsvc.authentication import DEFAULT_TIER
 from authsvc.checks import (
     DESCRIPTION_CHARACTERS_MAX,
     NAME_CHARACTERS_MAX,
@@ -21,7 +20,7 @@ from authsvc.checks import (
 )
 from authsvc.invalidations import InvalidationFeed
 from authsvc.keys import Peppers, new_key
-from authsvc.records import ApiKey, PageStart, RequestMark, Workspace
+from authsvc.records import DEFAULT_TIER, ApiKey, PageStart, RequestMark, Workspace
 from authsvc.store import KeyStore
 from naru.clock import Clock
 from naru.errors import NaruError, Reason, invalid_argument, not_found
@@ -35,7 +34,7 @@ BOOTSTRAP_TIER = "unlimited"
 _KEY_ID = re.compile(r"[0-9A-Za-z]{12}")
 _TIME_MAX = 253_402_300_800.0  # the year 10000, where timestamps on the wire end
 
-_Filters = tuple[str, bool]
+_Filters = tuple[str, bool, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +133,24 @@ class KeyManager:
         return MadeKey(stored, made.text if is_new else "")
 
     async def list_page(
-        self, caller: Principal, *, page_size: int, page_token: str, workspace_id: str, show_revoked: bool
+        self,
+        caller: Principal | None,
+        *,
+        page_size: int,
+        page_token: str,
+        workspace_id: str,
+        show_revoked: bool,
+        tier: str = "",
     ) -> KeyPage:
-        """One page of the keys the caller may see.
+        """One page of the keys the caller may see: of one workspace or of all of them, of one tier or of any.
+
+        Args:
+            caller: Whoever asks; None: a service, which sees every workspace.
+            page_size: How many keys; 0: 50.
+            page_token: Where the page begins; empty: with the newest key.
+            workspace_id: Only keys of this workspace; empty: of all that the caller may see.
+            show_revoked: Revoked keys too and, where a tier is asked for, expired ones.
+            tier: Only keys of this tier, their own or their workspace's; empty: all.
 
         Raises:
             NaruError: INVALID_ARGUMENT for a negative page size, a workspace id that cannot be one, or a token that is not
@@ -145,14 +159,17 @@ class KeyManager:
         if page_size < 0:
             raise invalid_argument("page_size", "page_size must not be negative.")
         check_text("workspace_id", workspace_id, NAME_CHARACTERS_MAX)
-        if caller.role is not Role.ADMIN:
+        check_text("tier", tier, NAME_CHARACTERS_MAX)
+        if caller is not None and caller.role is not Role.ADMIN:
             workspace_id = workspace_id or caller.workspace_id
             _check_may_manage(caller, workspace_id, "ListApiKeys")
         limit = min(page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
-        filters = (workspace_id, show_revoked)
+        filters = (workspace_id, show_revoked, tier)
         keys = await self._store.list_keys(
             workspace_id=workspace_id or None,
             show_revoked=show_revoked,
+            tier=tier,
+            expire_after=self._clock.time() if tier and not show_revoked else None,
             after=_read_token(page_token, filters) if page_token else None,
             limit=limit + 1,
         )

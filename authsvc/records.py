@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from naru.identity import Role, Scopes
 
+DEFAULT_TIER = "free"
+"""The tier of a key where neither it nor its workspace names one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workspace:

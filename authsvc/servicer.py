@@ -89,11 +89,12 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         ],
     ) -> api_key_service_pb2.ListApiKeysResponse:
         page = await self._manager.list_page(
-            _principal(),
+            current().caller.principal,
             page_size=request.page_size,
             page_token=request.page_token,
             workspace_id=request.workspace_id,
             show_revoked=request.show_revoked,
+            tier=request.tier,
         )
         return convert.page_to_proto(page)
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.keys import SecretDigest
-from authsvc.records import ApiKey, Invalidation, PageStart, Position, RequestMark, Workspace
+from authsvc.records import DEFAULT_TIER, ApiKey, Invalidation, PageStart, Position, RequestMark, Workspace
 from authsvc.tables import api_keys, installation, invalidations, workspaces
 from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
@@ -107,14 +107,31 @@ class KeyStore:
         return key, True
 
     async def list_keys(
-        self, *, workspace_id: str | None, show_revoked: bool, after: PageStart | None, limit: int
+        self,
+        *,
+        workspace_id: str | None,
+        show_revoked: bool,
+        after: PageStart | None,
+        limit: int,
+        tier: str = "",
+        expire_after: float | None = None,
     ) -> list[ApiKey]:
-        """At most `limit` keys, newest first, from after `after` on; of every workspace when `workspace_id` is None."""
+        """At most `limit` keys, newest first, from after `after` on; of every workspace when `workspace_id` is None.
+
+        With `tier` only those that have it, their own or their workspace's; with `expire_after` only those that do not end by
+        that time.
+        """
         query = sa.select(api_keys).order_by(api_keys.c.create_time.desc(), api_keys.c.key_id.desc()).limit(limit)
         if workspace_id is not None:
             query = query.where(api_keys.c.workspace_id == workspace_id)
         if not show_revoked:
             query = query.where(api_keys.c.revoke_time.is_(None))
+        if tier:
+            query = query.join(workspaces, workspaces.c.workspace_id == api_keys.c.workspace_id)
+            query = query.where(_effective_tier() == tier)
+        if expire_after is not None:
+            ends = api_keys.c.expire_time
+            query = query.where(ends.is_(None) | (ends > _micros(expire_after)))
         if after is not None:
             position = sa.tuple_(api_keys.c.create_time, api_keys.c.key_id)
             query = query.where(position < sa.tuple_(sa.literal(_micros(after.create_time)), sa.literal(after.key_id)))
@@ -202,6 +219,11 @@ class KeyStore:
                 metadata={"resource": "request", "name": mark.request_id},
             )
         return _to_key(row)
+
+
+def _effective_tier() -> sa.ColumnElement[str]:
+    """As `Authenticator` finds it."""
+    return sa.func.coalesce(api_keys.c.tier, sa.func.nullif(workspaces.c.tier, ""), DEFAULT_TIER)
 
 
 async def _get_key(connection: AsyncConnection, key_id: str) -> ApiKey | None:

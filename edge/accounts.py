@@ -8,6 +8,19 @@ from typing import NamedTuple
 
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
+from naru.pricing import UnitPrices
+
+
+class LimitScope(StrEnum):
+    """For whom a limit counts."""
+
+    KEY = "key"
+    USER = "user"
+    WORKSPACE = "workspace"
+    ADDRESS = "address"
+    TIER = "tier"
+    OTHER = "other"
+    """One that this build does not know."""
 
 
 class LimitKind(StrEnum):
@@ -33,14 +46,22 @@ class LimitWindow(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """Where a limit stands. `reset_delay` in seconds."""
+    """Where a limit stands.
 
-    scope: str
+    Attributes:
+        reset_delay: Seconds until all of it is free again.
+        model: The served model that it counts; empty when it counts all together.
+        shadow: Whether it only counts and never refuses.
+    """
+
+    scope: LimitScope
     kind: LimitKind
     window: LimitWindow
     limit: int
     remaining: int
     reset_delay: float
+    model: str = ""
+    shadow: bool = False
 
 
 class EventRef(NamedTuple):
@@ -64,15 +85,22 @@ class Reservation:
     endpoint: str
     input_tokens: int
     output_tokens: int
+    choices: int
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReserveResult:
-    """The decision on a reservation: granted when `refusal` is None. `limits`: tightest first."""
+    """The decision on a reservation: granted when `refusal` is None.
+
+    Attributes:
+        prices: What it will cost; None when nobody set a price for the model.
+        limits: Tightest first.
+    """
 
     refusal: NaruError | None = None
     output_token_cap: int | None = None
+    prices: UnitPrices | None = None
     limits: tuple[LimitState, ...] = ()
 
 

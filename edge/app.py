@@ -17,6 +17,7 @@ from edge.routes.access import Access
 from edge.routes.generating import GeneratingRoute, Shape, Slots
 from edge.routes.health import HealthRoutes
 from edge.routes.models import ModelRoutes
+from edge.routes.platform import PlatformRoutes
 from edge.routes.table import ALIASES, QUIET, add_routes
 from naru.addresses import TrustedProxies
 from naru.clock import SystemClock
@@ -91,6 +92,7 @@ def _add_routes(
         app,
         generating=generating,
         models=ModelRoutes(access, gateway),
+        platform=PlatformRoutes(access, backend.rpcs, clock),
         health=health,
         metrics_public=config.metrics_public,
     )

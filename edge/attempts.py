@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from edge.accounts import EventRef, Reservation, ReserveResult
@@ -23,6 +24,7 @@ from naru.errors import NaruError, Reason, unavailable
 from naru.logs import get_logger
 
 _MOST_REVISIONS = 3
+_SETTLING_SECONDS = 0.06
 _log = get_logger(__name__)
 
 
@@ -165,8 +167,25 @@ class Generation:
         # Said before asking: a call that was cancelled or lost may have taken capacity all the same.
         self._reserved = True
         started = self._clock.monotonic()
+        result = await self._ask_quota()
+        if result.refusal is not None and result.refusal.reason is Reason.CONCURRENCY_LIMIT_EXCEEDED:
+            # A place is free once its request is settled, a moment after the answer: a client that sends one request after
+            # the other is not refused for being quick.
+            await asyncio.sleep(_SETTLING_SECONDS)
+            result = await self._ask_quota()
+        self._progress.reserve_seconds += self._clock.monotonic() - started
+        self._progress.limits = result.limits or self._progress.limits
+        if result.refusal is not None:
+            # Revision 0 took nothing; a later one left the earlier reservation as it was.
+            self._reserved = self._revision > 0
+            raise result.refusal
+        self._cap = result.output_token_cap
+        self._progress.prices = result.prices
+        self._leases.hold(self._event)
+
+    async def _ask_quota(self) -> ReserveResult:
         try:
-            result = await self._quota.reserve(
+            return await self._quota.reserve(
                 Reservation(
                     event_id=self._event.event_id,
                     attempt=self._event.attempt,
@@ -178,6 +197,7 @@ class Generation:
                     endpoint=self._call.endpoint,
                     input_tokens=self._input_tokens,
                     output_tokens=self._call.output_tokens,
+                    choices=self._call.choices,
                     request_id=self._call.request_id,
                 )
             )
@@ -185,15 +205,7 @@ class Generation:
             if error.reason is not Reason.SERVICE_UNAVAILABLE or not self._policy.admit_without_accounting:
                 raise
             _log.warning("admitted without accounting", event_id=self._event.event_id)
-            result = ReserveResult()
-        self._progress.reserve_seconds += self._clock.monotonic() - started
-        self._progress.limits = result.limits or self._progress.limits
-        if result.refusal is not None:
-            # Revision 0 took nothing; a later one left the earlier reservation as it was.
-            self._reserved = self._revision > 0
-            raise result.refusal
-        self._cap = result.output_token_cap
-        self._leases.hold(self._event)
+            return ReserveResult()
 
     def _submit(self) -> GenerationStream:
         call = self._call

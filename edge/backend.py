@@ -6,7 +6,7 @@ import random
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from edge.clients import HealthProbe, InferenceClient, QuotaClient, UsageClient
+from edge.clients import HealthProbe, InferenceClient, QuotaClient, RpcClient, UsageClient
 from edge.config import EdgeConfig
 from edge.gateway import Gateway
 from edge.leases import BrokenRequests, Leases
@@ -31,6 +31,7 @@ class Backend:
 
     gateway: Gateway
     usage: UsageClient
+    rpcs: RpcClient
     health: HealthProbe
     sessions: tuple[ReplicaSession, ...]
 
@@ -95,7 +96,7 @@ def connect(
     )
     dependencies = {"authsvc": authsvc, "accounting": accounting}
     dependencies |= {f"inference {address}": opened for address, opened in inference.items()}
-    return Backend(gateway, usage, HealthProbe(dependencies, clock), sessions)
+    return Backend(gateway, usage, RpcClient(accounting), HealthProbe(dependencies, clock), sessions)
 
 
 def _accounting(client: ServiceClient, background: Background, metrics: EdgeMetrics) -> tuple[UsageClient, QuotaClient]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.accounts import EventRef, RequestRecord, Reservation, ReserveResult
@@ -19,6 +20,7 @@ from edge.convert import (
     reserve_result_from_proto,
 )
 from edge.generation import BrokenGeneration, ServedModel
+from edge.rpcs import Rpc
 from naru.api.accounting.v1 import (
     quota_service_pb2,
     quota_service_pb2_grpc,
@@ -35,12 +37,14 @@ from naru.api.inference.v1 import (
 from naru.client import ServiceClient
 from naru.clock import Clock
 from naru.errors import NaruError, Reason, unavailable
+from naru.identity import Principal
 from naru.lifecycle import Background
 from naru.logs import get_logger
 
 _RESERVE_PATIENCE = 2.0
 _TIMEOUT = 5.0
 _HEALTH_TIMEOUT = 1.0
+_QUESTION_TIMEOUT = 30.0
 _log = get_logger(__name__)
 
 
@@ -169,6 +173,20 @@ class UsageClient:
     async def _record_requests(self, records: Sequence[RequestRecord]) -> None:
         request = usage_service_pb2.RecordRequestsRequest(records=[record_to_proto(record) for record in records])
         await self._client.call(self._stub.RecordRequests, request, timeout=_TIMEOUT)
+
+
+class RpcClient:
+    """Implements `edge.routes.platform.Rpcs` with accounting."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        self._client = client
+
+    async def call(self, rpc: Rpc, request: Message, *, on_behalf_of: Principal | None) -> Message:
+        """The answer to a unary call, made as the edge when `on_behalf_of` is None. Raises NaruError."""
+        method = self._client.channel.unary_unary(
+            rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
+        )
+        return await self._client.call(method, request, timeout=_QUESTION_TIMEOUT, on_behalf_of=on_behalf_of)
 
 
 class HealthProbe:

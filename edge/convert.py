@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from edge.accounts import EventRef, LimitKind, LimitState, LimitWindow, RequestRecord, Reservation, ReserveResult
+from edge.accounts import (
+    EventRef,
+    LimitKind,
+    LimitScope,
+    LimitState,
+    LimitWindow,
+    RequestRecord,
+    Reservation,
+    ReserveResult,
+)
 from edge.generation import (
     Accepted,
     BrokenGeneration,
@@ -17,7 +26,7 @@ from edge.generation import (
     Refused,
     ServedModel,
 )
-from naru.api.accounting.v1 import quota_service_pb2, usage_event_pb2
+from naru.api.accounting.v1 import limit_pb2, price_pb2, quota_service_pb2, usage_event_pb2
 from naru.api.inference.v1 import generation_pb2, inference_service_pb2, model_service_pb2
 from naru.convert import (
     duration_from_proto,
@@ -30,6 +39,7 @@ from naru.convert import (
     usage_from_proto,
     usage_to_proto,
 )
+from naru.pricing import UnitPrices
 from naru.usage import Usage
 
 _ENDPOINTS = {
@@ -40,19 +50,26 @@ _OUTCOMES = {
     generation_pb2.FINISH_OUTCOME_COMPLETED: FinishOutcome.COMPLETED,
     generation_pb2.FINISH_OUTCOME_ABORTED: FinishOutcome.ABORTED,
 }
+_SCOPES = {
+    limit_pb2.LIMIT_SCOPE_KEY: LimitScope.KEY,
+    limit_pb2.LIMIT_SCOPE_USER: LimitScope.USER,
+    limit_pb2.LIMIT_SCOPE_WORKSPACE: LimitScope.WORKSPACE,
+    limit_pb2.LIMIT_SCOPE_ADDRESS: LimitScope.ADDRESS,
+    limit_pb2.LIMIT_SCOPE_TIER: LimitScope.TIER,
+}
 _KINDS = {
-    quota_service_pb2.LIMIT_KIND_REQUESTS: LimitKind.REQUESTS,
-    quota_service_pb2.LIMIT_KIND_INPUT_TOKENS: LimitKind.INPUT_TOKENS,
-    quota_service_pb2.LIMIT_KIND_OUTPUT_TOKENS: LimitKind.OUTPUT_TOKENS,
-    quota_service_pb2.LIMIT_KIND_TOTAL_TOKENS: LimitKind.TOTAL_TOKENS,
-    quota_service_pb2.LIMIT_KIND_COST: LimitKind.COST,
-    quota_service_pb2.LIMIT_KIND_CONCURRENCY: LimitKind.CONCURRENCY,
+    limit_pb2.LIMIT_KIND_REQUESTS: LimitKind.REQUESTS,
+    limit_pb2.LIMIT_KIND_INPUT_TOKENS: LimitKind.INPUT_TOKENS,
+    limit_pb2.LIMIT_KIND_OUTPUT_TOKENS: LimitKind.OUTPUT_TOKENS,
+    limit_pb2.LIMIT_KIND_TOTAL_TOKENS: LimitKind.TOTAL_TOKENS,
+    limit_pb2.LIMIT_KIND_COST: LimitKind.COST,
+    limit_pb2.LIMIT_KIND_CONCURRENCY: LimitKind.CONCURRENCY,
 }
 _WINDOWS = {
-    quota_service_pb2.LIMIT_WINDOW_MINUTE: LimitWindow.MINUTE,
-    quota_service_pb2.LIMIT_WINDOW_HOUR: LimitWindow.HOUR,
-    quota_service_pb2.LIMIT_WINDOW_DAY: LimitWindow.DAY,
-    quota_service_pb2.LIMIT_WINDOW_MONTH: LimitWindow.MONTH,
+    limit_pb2.LIMIT_WINDOW_MINUTE: LimitWindow.MINUTE,
+    limit_pb2.LIMIT_WINDOW_HOUR: LimitWindow.HOUR,
+    limit_pb2.LIMIT_WINDOW_DAY: LimitWindow.DAY,
+    limit_pb2.LIMIT_WINDOW_MONTH: LimitWindow.MONTH,
 }
 
 
@@ -155,6 +172,7 @@ def reservation_to_proto(reservation: Reservation) -> quota_service_pb2.Reservat
         endpoint=reservation.endpoint,
         input_tokens=reservation.input_tokens,
         output_tokens=reservation.output_tokens,
+        choices=reservation.choices,
         request_id=reservation.request_id,
     )
 
@@ -165,19 +183,31 @@ def reserve_result_from_proto(message: quota_service_pb2.ReserveResult) -> Reser
     return ReserveResult(
         refusal=error_from_proto(message.refusal) if message.HasField("refusal") else None,
         output_token_cap=grant.output_token_cap if grant.HasField("output_token_cap") else None,
-        limits=tuple(
-            LimitState(
-                scope=state.scope,
-                kind=_KINDS[state.kind],
-                window=_WINDOWS.get(state.window, LimitWindow.NONE),
-                limit=state.limit,
-                remaining=state.remaining,
-                reset_delay=duration_from_proto(state.reset_delay),
-            )
-            for state in message.limits
-            # A kind this build does not know has no header either.
-            if state.kind in _KINDS
-        ),
+        prices=_prices(grant.prices) if grant.HasField("prices") else None,
+        # A kind this build does not know has no header either.
+        limits=tuple(_limit_state(state) for state in message.limits if state.kind in _KINDS),
+    )
+
+
+def _limit_state(message: limit_pb2.LimitState) -> LimitState:
+    return LimitState(
+        scope=_SCOPES.get(message.scope, LimitScope.OTHER),
+        kind=_KINDS[message.kind],
+        window=_WINDOWS.get(message.window, LimitWindow.NONE),
+        limit=message.limit,
+        remaining=message.remaining,
+        reset_delay=duration_from_proto(message.reset_delay),
+        model=message.model,
+        shadow=message.shadow,
+    )
+
+
+def _prices(message: price_pb2.UnitPrices) -> UnitPrices:
+    return UnitPrices(
+        input_million=message.input_million,
+        cached_input_million=message.cached_input_million,
+        output_million=message.output_million,
+        request=message.request,
     )
 
 

@@ -11,16 +11,17 @@ _TOKENS = (LimitKind.TOTAL_TOKENS, LimitKind.INPUT_TOKENS, LimitKind.OUTPUT_TOKE
 
 
 def limit_headers(limits: Sequence[LimitState]) -> dict[str, str]:
-    """The headers for `limits`, which stand tightest first; only for those there are."""
+    """The headers for `limits`, which stand tightest first; only for those there are, and that can refuse."""
     headers: dict[str, str] = {}
+    enforced = [state for state in limits if not state.shadow]
     for name, kinds in (("Requests", (LimitKind.REQUESTS,)), ("Tokens", _TOKENS)):
-        state = next((state for state in limits if state.kind in kinds), None)
+        state = next((state for state in enforced if state.kind in kinds), None)
         if state is not None:
             headers[f"X-RateLimit-Limit-{name}"] = str(state.limit)
             headers[f"X-RateLimit-Remaining-{name}"] = str(max(0, state.remaining))
             headers[f"X-RateLimit-Reset-{name}"] = format_duration(state.reset_delay)
     for name, window in (("Minute", LimitWindow.MINUTE), ("Hour", LimitWindow.HOUR)):
-        state = next((state for state in limits if state.kind is LimitKind.REQUESTS and state.window is window), None)
+        state = next((state for state in enforced if state.kind is LimitKind.REQUESTS and state.window is window), None)
         if state is not None:
             headers[f"X-RateLimit-Limit-{name}"] = str(state.limit)
             headers[f"X-RateLimit-Remaining-{name}"] = str(max(0, state.remaining))

@@ -37,7 +37,7 @@ _EXPOSED_HEADERS = (
     "X-Request-Id, Retry-After, Retry-After-Ms, OpenAI-Processing-Ms, Server-Timing, X-RateLimit-Limit-Requests,"
     " X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens,"
     " X-RateLimit-Reset-Tokens, X-RateLimit-Limit-Minute, X-RateLimit-Remaining-Minute, X-RateLimit-Limit-Hour,"
-    " X-RateLimit-Remaining-Hour, X-Should-Retry"
+    " X-RateLimit-Remaining-Hour, X-Should-Retry, X-Naru-Cost"
 )
 _log = get_logger(__name__)
 
@@ -184,7 +184,7 @@ class Middleware:
         return web.Response(
             status=204,
             headers={
-                "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+                "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
                 # The SDKs have headers of their own (X-Stainless-*), and browsers take no wildcard for Authorization.
                 "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", ""),
                 "Access-Control-Max-Age": "600",

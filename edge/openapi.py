@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from edge.openapi_platform import platform_paths, platform_schemas
+from edge.routes.platform import Row
 from naru import __version__
 
 Schema = dict[str, Any]
 
 
-def document(aliases: dict[str, str]) -> Schema:
-    """The document. `aliases`: canonical path by the other names it answers to."""
+def document(aliases: dict[str, str], rows: Sequence[Row]) -> Schema:
+    """The document. `aliases`: canonical path by the other names it answers to; `rows`: the platform's own routes."""
     paths: dict[str, Schema] = {
         "/v1/chat/completions": {"post": _generating("chat", "ChatCompletionRequest", "ChatCompletion", _CHAT_EXAMPLE)},
         "/v1/completions": {"post": _generating("text", "CompletionRequest", "Completion", _COMPLETION_EXAMPLE)},
@@ -26,6 +29,10 @@ def document(aliases: dict[str, str]) -> Schema:
         "/openapi.json": {"get": _open("This document.")},
         "/docs": {"get": _open("This document as a page.", media="text/html")},
     }
+    for path, methods in platform_paths(rows).items():
+        paths[path] = methods
+        for operation in methods.values():
+            operation["responses"] |= _error_responses((400, 401, 403, 404, 409, 413, 500, 503))
     for alias, canonical in aliases.items():
         (method, operation) = next(iter(paths[canonical].items()))
         paths[alias] = {method: operation | {"description": f"The same as {canonical}. {operation['description']}"}}
@@ -49,7 +56,7 @@ def document(aliases: dict[str, str]) -> Schema:
             "securitySchemes": {
                 "apiKey": {"type": "http", "scheme": "bearer", "description": "A Naru API key: sk-naru-..."}
             },
-            "schemas": _schemas(),
+            "schemas": _schemas() | platform_schemas(rows),
         },
     }
 
@@ -64,7 +71,8 @@ _ERRORS = {
     400: "The request is wrong; `param` names the field. Also `context_length_exceeded` and `unsupported_parameter`.",
     401: "There is no API key, or it is not valid (`invalid_api_key`).",
     403: "The API key may not be used for this.",
-    404: "There is no such model for you (`model_not_found`).",
+    404: "There is no such model for you (`model_not_found`), or no such thing (`not_found`).",
+    409: "There is another one already (`already_exists`).",
     413: "The body is too large.",
     429: "A limit is used up (`rate_limit_exceeded`; `retry-after` says when to try again) or credit is"
     " (`insufficient_quota`).",
@@ -84,9 +92,15 @@ def _json(name: str) -> Schema:
 
 def _operation(description: str, answer: str, errors: tuple[int, ...]) -> Schema:
     responses: Schema = {"200": {"description": "OK", "content": _json(answer), "headers": _headers()}}
-    for status in errors:
-        responses[str(status)] = {"description": _ERRORS[status], "content": _json("Error"), "headers": _headers()}
+    responses |= _error_responses(errors)
     return {"summary": description, "description": description, "responses": responses}
+
+
+def _error_responses(errors: tuple[int, ...]) -> Schema:
+    return {
+        str(status): {"description": _ERRORS[status], "content": _json("Error"), "headers": _headers()}
+        for status in errors
+    }
 
 
 def _generating(what: str, request: str, answer: str, example: Schema) -> Schema:
@@ -124,6 +138,7 @@ def _headers() -> Schema:
         "x-ratelimit-limit-tokens": header("The tightest limit on tokens, if there is one."),
         "x-ratelimit-remaining-tokens": header("What is left of it."),
         "x-ratelimit-reset-tokens": header("Time until all of it is free again."),
+        "x-naru-cost": header("What a whole answer cost, in units of the currency, if its model has a price."),
         "openai-processing-ms": header("Milliseconds until the answer began."),
         "server-timing": header("Where the time went."),
     }
@@ -141,6 +156,7 @@ def _sampling() -> dict[str, Schema]:
     return {
         "model": _field("string", "The model, as /v1/models lists it."),
         "stream": _field("boolean", "Whether to answer as it is generated.", default=False),
+        "usage": _object({"include": _field("boolean", "Tell the usage with its cost, also at the end of a stream.")}),
         "stream_options": _object(
             {
                 "include_usage": _field("boolean", "End with a chunk that tells the usage."),
@@ -217,6 +233,7 @@ def _schemas() -> dict[str, Schema]:
     usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), tokens) | {
         "prompt_tokens_details": _object({"cached_tokens": tokens}),
         "completion_tokens_details": _object({"reasoning_tokens": tokens}),
+        "cost": _field("number", "In units of the currency; when asked for by `usage.include`."),
     }
     reply = {"message": _object({"role": {"const": "assistant"}, "content": {"type": "string"}}, extra=True)}
     return {

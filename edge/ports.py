@@ -9,6 +9,7 @@ from typing import Protocol
 from edge.accounts import EventRef, LimitState, Reservation, ReserveResult
 from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel
 from naru.identity import Principal
+from naru.pricing import UnitPrices
 from naru.usage import Usage
 
 
@@ -58,6 +59,7 @@ class Call:
     Attributes:
         input_tokens: Estimate of the prompt tokens, leaning upwards.
         output_tokens: Most tokens that can be generated; 0 when the request does not say.
+        choices: How many choices it asks for, over all prompts.
         body: The client's JSON, untouched.
     """
 
@@ -69,6 +71,7 @@ class Call:
     stream: bool
     input_tokens: int
     output_tokens: int
+    choices: int
     traceparent: str
     body: bytes
 
@@ -80,13 +83,20 @@ class Progress:
     Attributes:
         reserve_seconds: Time the reservation took.
         limits: Where the caller's limits stand, tightest first.
+        prices: What the model costs; None when nobody set a price for it.
     """
 
     event_id: str = ""
     served_model: str = ""
     reserve_seconds: float = 0.0
     limits: tuple[LimitState, ...] = ()
+    prices: UnitPrices | None = None
     usage: Usage = field(default_factory=Usage)
+
+    @property
+    def cost(self) -> int | None:
+        """What the usage so far costs, in nano-units of the currency; None when nobody set a price."""
+        return None if self.prices is None else self.prices.cost(self.usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,11 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a request is likely to use: prompt tokens leaning upwards, and most output tokens; 0 for not known."""
+    """What a request is likely to use: prompt tokens leaning upwards, most output tokens (0: not known), and choices."""
 
     input_tokens: int
     output_tokens: int
+    choices: int = 1
 
 
 class Accounting(Protocol):
@@ -163,7 +164,7 @@ def estimate(request: EngineRequest) -> Need:
     elif not is_chat(request):
         caps.append(_COMPLETION_DEFAULT)
     choices = prompts(body, is_chat(request)) * choices_per_prompt(body)
-    return Need(_estimated_input(request), min(caps) * choices if caps else 0)
+    return Need(_estimated_input(request), min(caps) * choices if caps else 0, choices)
 
 
 def _estimated_input(request: EngineRequest) -> int:

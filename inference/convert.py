@@ -98,6 +98,7 @@ def order_from_proto(message: generation_pb2.Generation, context: RequestContext
         requested_model=message.requested_model[:_MODEL_NAME_MAX],
         timeout=_timeout(message),
         traceparent=message.traceparent or current_traceparent() or context.traceparent,
+        client_address=context.client_address,
     )
 
 
@@ -330,6 +331,8 @@ def reservation_to_proto(
         endpoint=order.endpoint,
         input_tokens=need.input_tokens,
         output_tokens=need.output_tokens,
+        choices=need.choices,
+        client_address=order.client_address,
         request_id=order.request_id,
     )
 

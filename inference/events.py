@@ -82,6 +82,7 @@ class GenerationOrder:
         requested_model: The model as the caller named it; empty for the same as the served one.
         timeout: Seconds from now; at most `MAX_TIMEOUT`.
         reserved_prompt_tokens: What the edge has reserved. None: nobody reserved, inference does it.
+        client_address: Of a caller that came without an edge; may be empty.
     """
 
     event_id: str
@@ -94,6 +95,7 @@ class GenerationOrder:
     timeout: float = MAX_TIMEOUT
     traceparent: str = ""
     reserved_prompt_tokens: int | None = None
+    client_address: str = ""
 
     @property
     def key(self) -> EventKey:

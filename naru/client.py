@@ -9,13 +9,16 @@ from typing import Any, TypeVar
 import grpc
 
 from naru import context, deadline
-from naru.interceptors import REQUEST_ID_METADATA, SERVICE_TOKEN_METADATA
+from naru.convert import principal_to_proto
+from naru.identity import Principal
+from naru.interceptors import PRINCIPAL_METADATA, REQUEST_ID_METADATA, SERVICE_TOKEN_METADATA
 from naru.server import TRANSPORT_OPTIONS
 from naru.status import error_from_rpc
 from naru.tracing import Tracing
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class ServiceClient:
@@ -49,20 +52,29 @@ class ServiceClient:
             ],
             interceptors=(tracing or Tracing()).client_interceptors(),
         )
-        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._metadata: Metadata = ()
         if service_token is not None:
             self._metadata = ((SERVICE_TOKEN_METADATA, service_token),)
         elif credential is not None:
             self._metadata = (("authorization", f"Bearer {credential}"),)
 
     async def call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, *, timeout: float
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout: float,
+        on_behalf_of: Principal | None = None,
     ) -> Response:
         """Makes a unary call within `timeout` seconds, or within the current deadline if that is sooner.
 
+        With `on_behalf_of` the call is that principal's, as if they had made it themselves; only the edge may ask for that.
         Raises NaruError, whatever went wrong.
         """
-        call = method(request, timeout=deadline.bounded(timeout), metadata=self._outgoing())
+        metadata = self._outgoing()
+        if on_behalf_of is not None:
+            metadata = (*metadata, (PRINCIPAL_METADATA, principal_to_proto(on_behalf_of).SerializeToString()))
+        call = method(request, timeout=deadline.bounded(timeout), metadata=metadata)
         try:
             return await call
         except grpc.aio.AioRpcError as failure:
@@ -90,7 +102,7 @@ class ServiceClient:
         except grpc.aio.AioRpcError as failure:
             raise error_from_rpc(failure, self.name) from failure
 
-    def _outgoing(self) -> tuple[tuple[str, str], ...]:
+    def _outgoing(self) -> Metadata:
         request = context.current_or_none()
         return self._metadata if request is None else (*self._metadata, (REQUEST_ID_METADATA, request.request_id))
 

@@ -20,12 +20,14 @@ class RequestContext:
         caller: Whoever made the call.
         method: Full RPC name such as "/naru.api.auth.v1.AuthService/Authenticate", or an HTTP route.
         traceparent: W3C trace context that came with it; may be empty.
+        client_address: Where the caller's own connection comes from; empty where it is not known.
     """
 
     request_id: str
     caller: Caller
     method: str
     traceparent: str = ""
+    client_address: str = ""
 
 
 _current: ContextVar[RequestContext] = ContextVar("naru_request_context")

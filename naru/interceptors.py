@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from naru import context, deadline, permissions
+from naru.api.common.v1 import principal_pb2
 from naru.clock import Clock
-from naru.errors import NaruError, Reason
-from naru.identity import Caller, Principal, ServiceTokens
+from naru.convert import principal_from_proto
+from naru.errors import NaruError, Reason, invalid_argument
+from naru.identity import Caller, Principal, ServiceName, ServiceTokens
 from naru.ids import new_request_id
 from naru.logs import get_logger
 from naru.metrics import Metrics
@@ -23,6 +26,8 @@ from naru.status import GRPC_CODES, error_to_status
 
 SERVICE_TOKEN_METADATA = "x-naru-service-token"  # noqa: S105 -- the name of a header, not a token
 REQUEST_ID_METADATA = "x-request-id"
+PRINCIPAL_METADATA = "naru-principal-bin"
+"""A serialised `naru.api.common.v1.Principal`: whose call it is that the edge makes."""
 
 Handler = Callable[[Any, Any], Any]
 _log = get_logger(__name__)
@@ -42,8 +47,32 @@ class CallerAuthenticator:
         self._tokens = tokens
         self._principals = principals
 
-    async def identify(self, metadata: dict[str, str], peer: str) -> Caller:
-        """Who sent this metadata. Raises NaruError CREDENTIALS_MISSING or INVALID_API_KEY."""
+    async def identify(
+        self, metadata: Mapping[str, str], peer: str, *, principal: str | bytes | None = None, method: str = ""
+    ) -> Caller:
+        """Who sent this metadata.
+
+        Args:
+            metadata: What came with the call, as text.
+            peer: The other end, as gRPC names it.
+            principal: Serialised, whose call a service says it makes; believed from the edge alone.
+            method: The RPC, for the error.
+
+        Raises NaruError CREDENTIALS_MISSING, INVALID_API_KEY, PERMISSION_DENIED when anybody but the edge calls for somebody
+        else, or INVALID_ARGUMENT when the edge names nobody.
+        """
+        caller = await self._sender(metadata, peer)
+        if principal is None:
+            return caller
+        if caller.service is not ServiceName.EDGE:
+            raise NaruError(
+                Reason.PERMISSION_DENIED,
+                "You are not allowed to call on behalf of somebody else.",
+                metadata={"method": method},
+            )
+        return Caller(principal=_principal(principal))
+
+    async def _sender(self, metadata: Mapping[str, str], peer: str) -> Caller:
         token = metadata.get(SERVICE_TOKEN_METADATA)
         if token is not None:
             service = self._tokens.who(token)
@@ -66,6 +95,17 @@ def address_of_peer(peer: str) -> str:
     if kind == "ipv6":
         return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
     return ""
+
+
+def _principal(serialised: str | bytes) -> Principal:
+    message = principal_pb2.Principal()
+    try:
+        message.ParseFromString(serialised.encode() if isinstance(serialised, str) else serialised)
+    except DecodeError:
+        raise invalid_argument(PRINCIPAL_METADATA, f"{PRINCIPAL_METADATA} holds no principal.") from None
+    if not message.workspace_id:
+        raise invalid_argument(PRINCIPAL_METADATA, f"{PRINCIPAL_METADATA} names no workspace.")
+    return principal_from_proto(message)
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -124,8 +164,10 @@ class Gate(grpc.aio.ServerInterceptor):
         started = self._clock.monotonic()
         code = grpc.StatusCode.OK
         try:
-            metadata = {key: value for key, value in call.invocation_metadata() or () if isinstance(value, str)}
-            caller = await self._callers.identify(metadata, call.peer())
+            received = dict(call.invocation_metadata() or ())
+            metadata = {key: value for key, value in received.items() if isinstance(value, str)}
+            principal = received.get(PRINCIPAL_METADATA)
+            caller = await self._callers.identify(metadata, call.peer(), principal=principal, method=method)
             permissions.check(caller, method)
             given = metadata.get(REQUEST_ID_METADATA, "")
             request = context.RequestContext(
@@ -133,6 +175,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 caller=caller,
                 method=method,
                 traceparent=metadata.get("traceparent", ""),
+                client_address="" if principal else address_of_peer(call.peer()),
             )
             # Never undone: gRPC gives each RPC a task, and so a context, of its own.
             context.enter(request)

@@ -28,24 +28,41 @@ _EDGE, _INFERENCE, _ACCOUNTING, _OPERATOR = (
 _ANY_SERVICE = frozenset(ServiceName)
 _RESOLVERS = frozenset({_EDGE, _INFERENCE, _ACCOUNTING})
 _METERS = frozenset({_EDGE, _INFERENCE})
+_READERS = Grant(frozenset({_EDGE, _OPERATOR}), Role.USER)
+_MANAGERS = Grant(frozenset({_OPERATOR}), Role.ADMIN)
 
 GRANTS: dict[str, Grant] = {
     "/naru.api.auth.v1.AuthService/Authenticate": Grant(_RESOLVERS),
     "/naru.api.auth.v1.AuthService/WatchInvalidations": Grant(_RESOLVERS),
     "/naru.api.auth.v1.AuthService/Bootstrap": Grant(frozenset({_OPERATOR})),
     "/naru.api.auth.v1.ApiKeyService/CreateApiKey": Grant(role=Role.WORKSPACE_ADMIN),
-    "/naru.api.auth.v1.ApiKeyService/ListApiKeys": Grant(role=Role.WORKSPACE_ADMIN),
+    # Accounting asks whether a tier is in use.
+    "/naru.api.auth.v1.ApiKeyService/ListApiKeys": Grant(frozenset({_ACCOUNTING}), Role.WORKSPACE_ADMIN),
     "/naru.api.auth.v1.ApiKeyService/RevokeApiKey": Grant(role=Role.WORKSPACE_ADMIN),
     "/naru.api.accounting.v1.QuotaService/Reserve": Grant(_METERS),
     "/naru.api.accounting.v1.QuotaService/Release": Grant(_METERS),
     "/naru.api.accounting.v1.QuotaService/Renew": Grant(_METERS),
+    "/naru.api.accounting.v1.QuotaService/GetLimits": _READERS,
     "/naru.api.accounting.v1.UsageService/RecordUsage": Grant(_METERS),
     "/naru.api.accounting.v1.UsageService/RecordRequests": Grant(frozenset({_EDGE})),
-    "/naru.api.accounting.v1.UsageService/QueryUsage": Grant(frozenset({_EDGE, _OPERATOR}), Role.USER),
+    "/naru.api.accounting.v1.UsageService/QueryUsage": _READERS,
+    "/naru.api.accounting.v1.TierService/GetTier": _READERS,
+    "/naru.api.accounting.v1.TierService/ListTiers": _READERS,
+    "/naru.api.accounting.v1.TierService/CreateTier": _MANAGERS,
+    "/naru.api.accounting.v1.TierService/UpdateTier": _MANAGERS,
+    "/naru.api.accounting.v1.TierService/DeleteTier": _MANAGERS,
+    "/naru.api.accounting.v1.BudgetService/GetBudget": _MANAGERS,
+    "/naru.api.accounting.v1.BudgetService/ListBudgets": _MANAGERS,
+    "/naru.api.accounting.v1.BudgetService/CreateBudget": _MANAGERS,
+    "/naru.api.accounting.v1.BudgetService/UpdateBudget": _MANAGERS,
+    "/naru.api.accounting.v1.BudgetService/DeleteBudget": _MANAGERS,
+    "/naru.api.accounting.v1.PricingService/ListPrices": _READERS,
+    "/naru.api.accounting.v1.PricingService/CreatePrice": _MANAGERS,
+    "/naru.api.accounting.v1.PricingService/DeletePrice": _MANAGERS,
     "/naru.api.inference.v1.InferenceService/Generate": Grant(frozenset({_EDGE}), Role.USER),
     "/naru.api.inference.v1.InferenceService/GenerateSession": Grant(frozenset({_EDGE})),
-    "/naru.api.inference.v1.ModelService/ListModels": Grant(frozenset({_EDGE, _OPERATOR}), Role.USER),
-    "/naru.api.inference.v1.ModelService/GetModel": Grant(frozenset({_EDGE, _OPERATOR}), Role.USER),
+    "/naru.api.inference.v1.ModelService/ListModels": _READERS,
+    "/naru.api.inference.v1.ModelService/GetModel": _READERS,
     # Reflection tells the shape of the API to whoever may use any of it.
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Grant(_ANY_SERVICE, Role.USER),
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Grant(_ANY_SERVICE, Role.USER),

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from edge.generation import Candidate, Delta, Logprob
+from naru.money import format_money
 from naru.usage import Usage
 
 SERVICE_FINISH_REASONS = ("abort", "error")
@@ -52,8 +53,8 @@ class AnswerStream(Protocol):
     def render(self, deltas: Iterable[Delta]) -> bytes:
         """The events for what one step brought; may be empty."""
 
-    def finish(self, usage: Usage) -> bytes:
-        """What comes after all text, without the last event; may be empty."""
+    def finish(self, usage: Usage, cost: int | None = None) -> bytes:
+        """What comes after all text, without the last event; may be empty. `cost`: as `usage_object`."""
 
 
 class WholeAnswer(Protocol):
@@ -62,8 +63,8 @@ class WholeAnswer(Protocol):
     def add(self, deltas: Iterable[Delta]) -> None:
         """Takes what one step brought."""
 
-    def render(self, usage: Usage) -> bytes:
-        """The JSON object."""
+    def render(self, usage: Usage, cost: int | None = None) -> bytes:
+        """The JSON object. `cost`: as `usage_object`."""
 
 
 @dataclass(slots=True)
@@ -95,7 +96,9 @@ class Collector:
                 choice.finish_reason = delta.finish_reason
                 choice.stop_reason = stop_reason(delta)
 
-    def _render(self, kind: str, usage: Usage, content: Callable[[CollectedChoice], dict[str, Any]]) -> bytes:
+    def _render(
+        self, kind: str, usage: Usage, cost: int | None, content: Callable[[CollectedChoice], dict[str, Any]]
+    ) -> bytes:
         """The object of this `kind`; `content` makes of a choice the fields that differ between kinds."""
         options = self._options
         choices: list[dict[str, Any]] = []
@@ -116,7 +119,7 @@ class Collector:
                 "created": options.created,
                 "model": options.model,
                 "choices": choices,
-                "usage": usage_object(usage),
+                "usage": usage_object(usage, cost),
                 "system_fingerprint": None,
             }
         )
@@ -142,15 +145,19 @@ def stop_reason(delta: Delta) -> str | int | None:
     return delta.stop_text or delta.stop_token_id
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """`usage` as OpenAI shows it."""
-    return {
+def usage_object(usage: Usage, cost: int | None = None) -> dict[str, Any]:
+    """`usage` as OpenAI shows it; with `cost`, in nano-units, also `cost` in units of the currency as OpenRouter shows it."""
+    shown: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+    if cost is not None:
+        # Written digit by digit: a float would round.
+        shown["cost"] = msgspec.Raw(format_money(cost).encode())
+    return shown
 
 
 def chat_logprobs(logprobs: Sequence[Logprob], *, as_ids: bool) -> dict[str, Any] | None:

@@ -62,11 +62,11 @@ class ChatStream:
                 chunks.append(self._full(delta))
         return b"".join(chunks)
 
-    def finish(self, usage: Usage) -> bytes:
+    def finish(self, usage: Usage, cost: int | None = None) -> bytes:
         """The usage, when it was asked for."""
         if not self._options.include_usage:
             return b""
-        return self._head + b'],"usage":' + _encode(usage_object(usage)) + b"}\n\n"
+        return self._head + b'],"usage":' + _encode(usage_object(usage, cost)) + b"}\n\n"
 
     def _full(self, delta: Delta) -> bytes:
         options = self._options
@@ -102,9 +102,9 @@ class ChatStream:
 class ChatAnswer(Collector):
     """Collects a chat completion."""
 
-    def render(self, usage: Usage) -> bytes:
+    def render(self, usage: Usage, cost: int | None = None) -> bytes:
         """The `chat.completion` object."""
-        return self._render("chat.completion", usage, self._content)
+        return self._render("chat.completion", usage, cost, self._content)
 
     def _content(self, choice: CollectedChoice) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""Reads of an OpenAI request what the edge itself decides on. The bytes go on to inference untouched."""
+"""Reads of an OpenAI request what the edge itself decides on. The rest of the bytes goes on to inference untouched."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ class _StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
+class _UsageOptions(msgspec.Struct):
+    include: bool | None = None
+
+
 class _Common(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
@@ -49,6 +53,7 @@ class _Common(msgspec.Struct):
     max_tokens: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
+    usage: _UsageOptions | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Chat(_Common):
@@ -64,6 +69,7 @@ class _Completion(_Common):
 _Request = TypeVar("_Request", bound=_Common)
 _CHAT = msgspec.json.Decoder(_Chat)
 _COMPLETION = msgspec.json.Decoder(_Completion)
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +81,23 @@ class OpenAiRequest:
         stream: Whether to answer with server-sent events.
         include_usage: Whether a stream ends with a chunk that tells the usage.
         continuous_usage: Whether every chunk of a stream tells the usage so far.
+        include_cost: Whether the usage tells what it costs.
         input_tokens: Estimate of the prompt tokens, leaning upwards.
         output_tokens: Most tokens that can be generated over all prompts and choices; 0 when the request does not say.
+        choices: How many choices there are, over all prompts.
         token_ids: Whether choices tell their token ids.
         tokens_as_ids: Whether logprobs name tokens as "token_id:<id>".
-        body: The JSON as it came.
+        body: The JSON as it came, less the fields that are the edge's own.
     """
 
     model: str
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    include_cost: bool
     input_tokens: int
     output_tokens: int
+    choices: int
     token_ids: bool
     tokens_as_ids: bool
     body: bytes
@@ -214,15 +224,26 @@ def _common(
         raise invalid_argument(
             "stream_options", "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         )
-    include_usage = bool(options and options.include_usage)
+    # OpenRouter's way of asking for the cost, which brings the usage with it.
+    include_cost = bool(request.usage and request.usage.include)
+    include_usage = include_cost or bool(options and options.include_usage)
     return OpenAiRequest(
         model=request.model,
         stream=streams,
         include_usage=include_usage,
+        include_cost=include_cost,
         continuous_usage=include_usage and bool(options and options.continuous_usage_stats),
         input_tokens=input_tokens,
         output_tokens=prompts * choices * cap,
+        choices=prompts * choices,
         token_ids=bool(request.return_token_ids),
         tokens_as_ids=bool(request.return_tokens_as_token_ids),
-        body=body,
+        body=body if request.usage is msgspec.UNSET else _without(body, "usage"),
     )
+
+
+def _without(body: bytes, field: str) -> bytes:
+    """The same JSON object less one field; all others stay as they were written, numbers too large for anybody included."""
+    fields = _FIELDS.decode(body)
+    del fields[field]
+    return msgspec.json.encode(fields)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
 
 from edge.openapi import document
+from edge.routes.platform import Row
 
 _STYLE = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; line-height: 1.5; }
@@ -74,10 +76,10 @@ _POLICY = (
 
 
 class DocsRoutes:
-    """Shows the API. `aliases`: canonical path by the other names it answers to."""
+    """Shows the API. `aliases`: canonical path by the other names it answers to; `rows`: the platform's own routes."""
 
-    def __init__(self, aliases: dict[str, str]) -> None:
-        self._document = msgspec.json.encode(document(aliases))
+    def __init__(self, aliases: dict[str, str], rows: Sequence[Row]) -> None:
+        self._document = msgspec.json.encode(document(aliases, rows))
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """The OpenAPI 3.1 document."""

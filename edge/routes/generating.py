@@ -23,6 +23,7 @@ from edge.routes.access import Access
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.interceptors import internal_error
+from naru.money import format_money
 from naru.tracing import current_traceparent
 
 _LAST_WORDS_SECONDS = 1.0
@@ -109,6 +110,7 @@ class GeneratingRoute:
                 stream=parsed.stream,
                 input_tokens=parsed.input_tokens,
                 output_tokens=parsed.output_tokens,
+                choices=parsed.choices,
                 traceparent=current_traceparent(),
                 body=parsed.body,
             )
@@ -121,7 +123,10 @@ class GeneratingRoute:
             answer = self._shape.whole(self._options(exchange, generation, parsed))
             async for deltas in generation.deltas():
                 answer.add(deltas)
-        return web.Response(body=answer.render(exchange.progress.usage), content_type="application/json")
+        progress = exchange.progress
+        headers = {} if progress.cost is None else {"X-Naru-Cost": format_money(progress.cost)}
+        body = answer.render(progress.usage, _shown_cost(exchange, parsed))
+        return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def _stream(self, request: web.Request, call: Call, parsed: OpenAiRequest) -> web.StreamResponse:
         exchange = request[EXCHANGE]
@@ -161,7 +166,7 @@ class GeneratingRoute:
             if chunk:
                 exchange.response_bytes += len(chunk)
                 await response.write(chunk)
-        chunk = answer.finish(exchange.progress.usage) + sse.DONE
+        chunk = answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + sse.DONE
         exchange.response_bytes += len(chunk)
         await response.write(chunk)
 
@@ -177,6 +182,11 @@ class GeneratingRoute:
             token_ids=parsed.token_ids,
             tokens_as_ids=parsed.tokens_as_ids,
         )
+
+
+def _shown_cost(exchange: Exchange, parsed: OpenAiRequest) -> int | None:
+    """What `usage.cost` says, in nano-units; None when nobody asked. What has no price costs nothing."""
+    return (exchange.progress.cost or 0) if parsed.include_cost else None
 
 
 async def _break_off(request: web.Request, response: web.StreamResponse, error: NaruError) -> None:

@@ -13,6 +13,7 @@ from edge.routes.generating import GeneratingRoute, Shape
 from edge.routes.health import HealthRoutes
 from edge.routes.models import ENDPOINT as MODELS_ENDPOINT
 from edge.routes.models import ModelRoutes
+from edge.routes.platform import ROWS, PlatformRoutes
 
 ALIASES = {
     "/chat/completions": CHAT.endpoint.value,
@@ -20,6 +21,7 @@ ALIASES = {
     "/api/chat": CHAT.endpoint.value,
     "/api/chat/completions": CHAT.endpoint.value,
     "/api/models": MODELS_ENDPOINT,
+    "/admin/api/usage": "/api/admin/usage",
 }
 """The names that earlier gateways gave to routes, and the route that answers."""
 STREAMING_ALIASES = frozenset({"/chat/stream", "/api/chat"})
@@ -34,11 +36,12 @@ def add_routes(
     *,
     generating: Callable[[Shape], GeneratingRoute],
     models: ModelRoutes,
+    platform: PlatformRoutes,
     health: HealthRoutes,
     metrics_public: bool,
 ) -> None:
     """Adds all routes. `generating` makes the route of an endpoint that generates."""
-    router, docs, chat = app.router, DocsRoutes(ALIASES), generating(CHAT)
+    router, docs, chat = app.router, DocsRoutes(ALIASES, ROWS), generating(CHAT)
     router.add_post(CHAT.endpoint, chat.answer)
     router.add_post(COMPLETIONS.endpoint, generating(COMPLETIONS).answer)
     router.add_get(MODELS_ENDPOINT, models.list_models)
@@ -46,8 +49,11 @@ def add_routes(
     for alias, canonical in ALIASES.items():
         if canonical == MODELS_ENDPOINT:
             router.add_get(alias, models.list_models)
-        else:
+        elif canonical == CHAT.endpoint:
             router.add_post(alias, chat.answer_streaming if alias in STREAMING_ALIASES else chat.answer)
+    for row in ROWS:
+        for path in (row.path, *(alias for alias, canonical in ALIASES.items() if canonical == row.path)):
+            router.add_route(row.method, path, platform.handler(row))
     router.add_get("/health", health.health)
     router.add_get("/healthz", health.alive)
     router.add_get("/readyz", health.ready)

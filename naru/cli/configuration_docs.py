@@ -24,7 +24,8 @@ the model by its hub id or the name of its directory, unless `NARU_INFERENCE_SER
 _TIERS = """
 ## Tiers
 
-`NARU_ACCOUNTING_TIERS_FILE` names a TOML file with a table for each tier; a tier of a built-in name replaces it:
+`NARU_ACCOUNTING_TIERS_FILE` names a TOML file with a table for each tier. It replaces a tier of the same name that is built
+in or was made at run time, and cannot be changed at run time itself:
 
 ```toml
 [free]
@@ -32,12 +33,16 @@ limits = [
   { kind = "requests", window = "minute", limit = 20 },
   { kind = "total_tokens", window = "hour", limit = 100000 },
   { kind = "concurrency", limit = 2 },
+  { scope = "workspace", kind = "cost", window = "month", limit = 5000000000, soft_thresholds = [80, 95] },
 ]
-# Generated tokens per choice where a token limit applies and the caller set none; also sent to the engine.
+# Generated tokens per choice where a limit on them or on money applies and the caller set none; also sent to the engine.
 default_output_tokens = 1024
 ```
 
-Kinds: `requests`, `input_tokens`, `output_tokens`, `total_tokens` (window `minute` or `hour`) and `concurrency` (none).
+Kinds: `requests`, `input_tokens`, `output_tokens`, `total_tokens`, `cost` (in billionths of the currency), each with a window:
+`minute`, `hour`, `day` or `month`; and `concurrency`, which has none. Scopes: `key`, `user`, `workspace`, `address`, `tier`;
+left out: the API key, else the user, else the workspace. Further: `model`, of one served model alone; `shadow = true`, count
+but never refuse; `soft_thresholds`, percentages whose crossing is logged and counted.
 """
 
 

@@ -9,12 +9,11 @@ from uuid import uuid4
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Console
 from rich.table import Column, Table
 
 from naru.api.auth.v1 import api_key_pb2, api_key_service_pb2, api_key_service_pb2_grpc
 from naru.api.common.v1 import principal_pb2
-from naru.cli import session
+from naru.cli import session, tables
 from naru.client import ServiceClient
 from naru.convert import role_to_proto, timestamp_to_proto
 from naru.identity import Role
@@ -68,16 +67,10 @@ def list_keys(
 
     async def call(client: ServiceClient) -> list[api_key_pb2.ApiKey]:
         stub = api_key_service_pb2_grpc.ApiKeyServiceStub(client.channel)
-        keys: list[api_key_pb2.ApiKey] = []
         request = api_key_service_pb2.ListApiKeysRequest(
             page_size=1000, show_revoked=show_revoked, workspace_id=workspace
         )
-        while True:
-            response = await client.call(stub.ListApiKeys, request, timeout=_TIMEOUT_SECONDS)
-            keys += response.api_keys
-            if not response.next_page_token:
-                return keys
-            request.page_token = response.next_page_token
+        return [key async for page in session.pages(client, stub.ListApiKeys, request) for key in page.api_keys]
 
     # The id is there to be copied, so it is never cut short.
     names = ("description", "owner", "role", "tier", "created", "expires", "revoked")
@@ -93,7 +86,7 @@ def list_keys(
             _moment(key.expire_time) if key.HasField("expire_time") else "never",
             _moment(key.revoke_time) if key.HasField("revoke_time") else "",
         )
-    Console().print(table)
+    tables.show(table)
 
 
 @app.command()

@@ -8,8 +8,9 @@ import typer
 
 from naru import __version__
 from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
-from naru.cli import keys, session
+from naru.cli import budgets, keys, prices, session, tiers
 from naru.cli import up as supervision
+from naru.cli.limits import limits
 from naru.cli.usage import usage
 from naru.client import ServiceClient
 
@@ -21,6 +22,10 @@ app = typer.Typer(
     help="Naru: a self-hosted LLM API platform.",
 )
 app.add_typer(keys.app, name="keys")
+app.add_typer(tiers.app, name="tiers")
+app.add_typer(budgets.app, name="budgets")
+app.add_typer(prices.app, name="prices")
+app.command()(limits)
 app.command()(usage)
 
 

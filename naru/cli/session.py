@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ from naru.errors import NaruError
 from naru.identity import ServiceName, ServiceTokens
 
 Result = TypeVar("Result")
+_PAGE_TIMEOUT_SECONDS = 30.0
 
 
 def run(service: str, work: Callable[[ServiceClient], Awaitable[Result]], *, operator: bool = False) -> Result:
@@ -34,6 +35,16 @@ def run(service: str, work: Callable[[ServiceClient], Awaitable[Result]], *, ope
     except NaruError as error:
         typer.secho(f"{service}: {error.message}", fg="red", err=True)
         raise typer.Exit(1) from error
+
+
+async def pages(client: ServiceClient, method: Any, request: Any) -> AsyncIterator[Any]:
+    """All pages of a list, each a response of the stub's `method`. Raises NaruError."""
+    while True:
+        response = await client.call(method, request, timeout=_PAGE_TIMEOUT_SECONDS)
+        yield response
+        if not response.next_page_token:
+            return
+        request.page_token = response.next_page_token
 
 
 def _client(service: str, *, operator: bool) -> ServiceClient:

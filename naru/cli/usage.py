@@ -1,4 +1,4 @@
-"""`naru usage`: what was used, by key, model and day."""
+"""`naru usage`: what was used and what it cost, by key, model and day."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
-from naru.cli import session
+from naru.cli import session, tables
 from naru.client import ServiceClient
 from naru.convert import timestamp_to_proto
-
-_TIMEOUT_SECONDS = 30.0
+from naru.money import format_money
 
 
 class Dimension(StrEnum):
@@ -44,7 +42,10 @@ def usage(
     since: Annotated[datetime | None, typer.Option(help="Only from this day on (UTC).", formats=["%Y-%m-%d"])] = None,
     until: Annotated[datetime | None, typer.Option(help="Only before this day (UTC).", formats=["%Y-%m-%d"])] = None,
 ) -> None:
-    """Show tokens used; only what was settled counts."""
+    """Show tokens used and what they cost, in units of the currency; only what was settled counts.
+
+    "unpriced" counts the requests that cost nothing because nobody had set a price for their model.
+    """
     dimensions = by or [Dimension.KEY, Dimension.MODEL, Dimension.DAY]
     request = usage_service_pb2.QueryUsageRequest(
         group_by=[usage_service_pb2.UsageDimension.Value(f"USAGE_DIMENSION_{d.upper()}") for d in dimensions],
@@ -59,19 +60,14 @@ def usage(
 
     async def call(client: ServiceClient) -> list[usage_service_pb2.UsageRow]:
         stub = usage_service_pb2_grpc.UsageServiceStub(client.channel)
-        rows: list[usage_service_pb2.UsageRow] = []
-        while True:
-            response = await client.call(stub.QueryUsage, request, timeout=_TIMEOUT_SECONDS)
-            rows += response.rows
-            if not response.next_page_token:
-                return rows
-            request.page_token = response.next_page_token
+        return [row async for page in session.pages(client, stub.QueryUsage, request) for row in page.rows]
 
     rows = session.run("accounting", call)
     table = Table(
-        *[Column(str(d), no_wrap=d is Dimension.KEY, overflow="fold") for d in dimensions], title="Usage, in tokens"
+        *[Column(str(d), no_wrap=d is Dimension.KEY, overflow="fold") for d in dimensions],
+        title="Usage, in tokens, and its cost",
     )
-    for column in ("requests", "prompt", "cached", "completion", "total"):
+    for column in ("requests", "prompt", "cached", "completion", "total", "cost", "unpriced"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         figures = row.usage
@@ -82,5 +78,7 @@ def usage(
             f"{figures.cached_prompt_tokens:,}",
             f"{figures.completion_tokens:,}",
             f"{figures.prompt_tokens + figures.completion_tokens:,}",
+            format_money(row.cost),
+            f"{row.unpriced_requests:,}",
         )
-    Console().print(table)
+    tables.show(table)

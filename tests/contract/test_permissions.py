@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 import naru.api
+from naru.convert import principal_to_proto
 from naru.identity import Principal, Role, Scopes, ServiceName, ServiceTokens
-from naru.interceptors import CallerAuthenticator
+from naru.interceptors import PRINCIPAL_METADATA, SERVICE_TOKEN_METADATA, CallerAuthenticator
 from naru.metrics import Metrics
 from naru.permissions import GRANTS
 from naru.server import GrpcServer
@@ -68,7 +69,7 @@ def add_everything(servicer: Any, server: Any) -> None:
     server.add_generic_rpc_handlers((servicer,))
 
 
-async def codes(metadata: tuple[tuple[str, str], ...]) -> dict[str, grpc.StatusCode]:
+async def codes(metadata: tuple[tuple[str, str | bytes], ...]) -> dict[str, grpc.StatusCode]:
     """The status that each RPC answers a caller with this metadata."""
     server = GrpcServer(CallerAuthenticator(TOKENS, Anybody()), metrics=Metrics())
     server.add(add_everything, Everything(), "everything")
@@ -138,6 +139,34 @@ async def test_roles_may_call_what_their_row_says(role: Role) -> None:
         least = GRANTS[name].role
         allowed = least is not None and role.rank >= least.rank
         assert code is (grpc.StatusCode.OK if allowed else grpc.StatusCode.PERMISSION_DENIED), name
+
+
+def on_behalf_of(principal: Principal) -> tuple[str, bytes]:
+    return PRINCIPAL_METADATA, principal_to_proto(principal).SerializeToString()
+
+
+@pytest.mark.parametrize("role", list(Role))
+async def test_the_edge_may_call_for_a_principal_what_that_principal_may(role: Role) -> None:
+    """Each role × each RPC by the edge: the principal's rights hold, the edge's own do not help."""
+    metadata = ((SERVICE_TOKEN_METADATA, TOKENS.of(ServiceName.EDGE)), on_behalf_of(Principal("w", role=role)))
+    for name, code in (await codes(metadata)).items():
+        least = GRANTS[name].role
+        allowed = least is not None and role.rank >= least.rank
+        assert code is (grpc.StatusCode.OK if allowed else grpc.StatusCode.PERMISSION_DENIED), name
+
+
+@pytest.mark.parametrize("service", [name for name in ServiceName if name is not ServiceName.EDGE])
+async def test_no_other_service_may_call_for_anybody(service: ServiceName) -> None:
+    """Each other service × each RPC: naming a principal is refused, whatever the service may do itself."""
+    metadata = ((SERVICE_TOKEN_METADATA, TOKENS.of(service)), on_behalf_of(Principal("w", role=Role.ADMIN)))
+    assert set((await codes(metadata)).values()) == {grpc.StatusCode.PERMISSION_DENIED}
+
+
+async def test_nobody_may_name_themselves_another() -> None:
+    """A credential, an admin's included, with a principal beside it is refused."""
+    for role in Role:
+        metadata = (("authorization", f"Bearer {role}"), on_behalf_of(Principal("w", role=Role.ADMIN)))
+        assert set((await codes(metadata)).values()) == {grpc.StatusCode.PERMISSION_DENIED}
 
 
 async def test_a_key_scoped_to_endpoints_may_call_only_these() -> None:

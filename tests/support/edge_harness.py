@@ -45,6 +45,11 @@ class Harness:
         headers = {"Authorization": f"Bearer {KEY}"} | options.pop("headers", {})
         return self.http.post(self.url + path, json=body, headers=headers, **options)
 
+    def ask(self, method: str, path: str, **options: Any) -> Any:
+        """Any other request with the test's key."""
+        headers = {"Authorization": f"Bearer {KEY}"} | options.pop("headers", {})
+        return self.http.request(method, self.url + path, headers=headers, **options)
+
     def get(self, path: str, **options: Any) -> Any:
         """A GET with the test's key."""
         headers = {"Authorization": f"Bearer {KEY}"} | options.pop("headers", {})

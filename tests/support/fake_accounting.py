@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from naru.api.accounting.v1 import (
+    limit_pb2,
+    price_pb2,
     quota_service_pb2,
     quota_service_pb2_grpc,
     usage_event_pb2,
@@ -15,9 +17,10 @@ from naru.api.accounting.v1 import (
 from naru.convert import error_to_proto
 from naru.errors import NaruError
 from naru.identity import ServiceName, ServiceTokens
-from naru.interceptors import CallerAuthenticator
+from naru.interceptors import Authenticator, CallerAuthenticator
 from naru.metrics import Metrics
 from naru.server import GrpcServer
+from tests.support.recorded_rpcs import RecordedRpcs
 from tests.support.service_tokens import NobodyKnown
 
 Decide = Callable[[quota_service_pb2.Reservation], quota_service_pb2.ReserveResult]
@@ -27,13 +30,14 @@ def grant(
     reservation: quota_service_pb2.Reservation,
     *,
     cap: int | None = None,
-    limits: tuple[quota_service_pb2.LimitState, ...] = (),
+    limits: tuple[limit_pb2.LimitState, ...] = (),
+    prices: price_pb2.UnitPrices | None = None,
 ) -> quota_service_pb2.ReserveResult:
     """Leave to run it."""
     return quota_service_pb2.ReserveResult(
         event_id=reservation.event_id,
         attempt=reservation.attempt,
-        grant=quota_service_pb2.Grant(output_token_cap=cap),
+        grant=quota_service_pb2.Grant(output_token_cap=cap, prices=prices),
         limits=limits,
     )
 
@@ -41,7 +45,7 @@ def grant(
 def refuse(
     reservation: quota_service_pb2.Reservation,
     error: NaruError,
-    limits: tuple[quota_service_pb2.LimitState, ...] = (),
+    limits: tuple[limit_pb2.LimitState, ...] = (),
 ) -> quota_service_pb2.ReserveResult:
     """No leave."""
     return quota_service_pb2.ReserveResult(
@@ -57,6 +61,7 @@ class FakeAccounting:
         reserved, released, renewed: What it was asked, in order.
         usage: Events that were reported.
         batches: Batches of request records.
+        rpcs: All other calls.
     """
 
     def __init__(self) -> None:
@@ -67,6 +72,7 @@ class FakeAccounting:
         self.usage: list[usage_event_pb2.UsageEvent] = []
         self.batches: list[list[usage_event_pb2.RequestRecord]] = []
         self.failing_usage_calls = 0
+        self.rpcs = RecordedRpcs()
         self.port = 0
         self._server: GrpcServer | None = None
 
@@ -75,11 +81,13 @@ class FakeAccounting:
         """All request records."""
         return [record for batch in self.batches for record in batch]
 
-    async def start(self, tokens: dict[ServiceName, str]) -> None:
-        """Listens."""
-        self._server = GrpcServer(CallerAuthenticator(ServiceTokens(tokens), NobodyKnown()), metrics=Metrics())
+    async def start(self, tokens: dict[ServiceName, str], principals: Authenticator | None = None) -> None:
+        """Listens. `principals` knows the callers that are no service; nobody by default."""
+        callers = CallerAuthenticator(ServiceTokens(tokens), principals or NobodyKnown())
+        self._server = GrpcServer(callers, metrics=Metrics())
         self._server.add(quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, _Quota(self), "quota")
         self._server.add(usage_service_pb2_grpc.add_UsageServiceServicer_to_server, _Usage(self), "usage")
+        self._server.add(self.rpcs.add_to_server, None, "catalogue")
         self.port = await self._server.start("127.0.0.1", 0)
         await self._server.set_serving(True)
 
@@ -108,6 +116,9 @@ class _Quota(quota_service_pb2_grpc.QuotaServiceServicer):
         results = [quota_service_pb2.RenewResult(renewed=True) for _ in request.items]
         return quota_service_pb2.RenewResponse(results=results)
 
+    async def GetLimits(self, request: Any, context: Any) -> Any:
+        return self._fake.rpcs.answer("QuotaService/GetLimits", request, quota_service_pb2.GetLimitsResponse)
+
 
 class _Usage(usage_service_pb2_grpc.UsageServiceServicer):
     def __init__(self, fake: FakeAccounting) -> None:
@@ -124,3 +135,6 @@ class _Usage(usage_service_pb2_grpc.UsageServiceServicer):
     async def RecordRequests(self, request: Any, context: Any) -> usage_service_pb2.RecordRequestsResponse:
         self._fake.batches.append(list(request.records))
         return usage_service_pb2.RecordRequestsResponse()
+
+    async def QueryUsage(self, request: Any, context: Any) -> Any:
+        return self._fake.rpcs.answer("UsageService/QueryUsage", request, usage_service_pb2.QueryUsageResponse)

@@ -129,6 +129,24 @@ class Platform:
         with redis.Redis(port=port, password=password) as client:
             return int(client.zcard("{naru}:leases"))
 
+    @contextmanager
+    def second_edge(self) -> Iterator[str]:
+        """One more edge in front of the same services; yields its URL."""
+        (first,) = self.service_ids("edge")
+        environ = dict(
+            entry.split("=", 1) for entry in Path(f"/proc/{first}/environ").read_text().split("\0") if "=" in entry
+        )
+        port, ops_port = free_port(), free_port()
+        environ |= {"NARU_EDGE_PORT": str(port), "NARU_EDGE_OPS_PORT": str(ops_port)}
+        with (self.state.logs / "edge-2.log").open("wb") as output:
+            edge = subprocess.Popen([sys.executable, "-m", "edge"], cwd=ROOT, env=environ, stdout=output, stderr=output)
+        try:
+            until(lambda: answers(f"http://127.0.0.1:{ops_port}/readyz"), 30, "the second edge to be ready")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            edge.terminate()
+            edge.wait(timeout=60)
+
     def channel(self, service: str) -> grpc.Channel:
         """A channel to a service, such as "AUTHSVC"."""
         return grpc.insecure_channel(f"127.0.0.1:{self.ports[f'NARU_{service}_PORT']}")
@@ -164,6 +182,15 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
         assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
         time.sleep(0.02)
     return time.monotonic() - started
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 def alive(process_id: int) -> bool:

@@ -20,7 +20,7 @@ from naru.lifecycle import Lifecycle
 from naru.testing import databases
 from naru.testing.clock import FakeClock
 from naru.testing.redis_server import redis_server
-from tests.integration.accounting.harness import START, Books
+from tests.integration.accounting.harness import START, Books, new_limiter
 from tests.integration.accounting.service import Service
 from tests.support.recording_accounting import KeyRing, RecordingAccounting, peers, write_service_tokens
 
@@ -49,7 +49,7 @@ async def redis_url(shared_redis: str) -> str:
 @pytest.fixture
 async def limiter(redis_url: str) -> AsyncIterator[Limiter]:
     """A limiter whose time stands still at `START` until a test moves it, open for reservations."""
-    limiter = Limiter(connect(redis_url), lease_seconds=60, lifetime_seconds=3_600, now=START)
+    limiter = new_limiter(redis_url, now=START)
     await limiter.begin_epoch("first", 0)
     yield limiter
     await limiter.close()

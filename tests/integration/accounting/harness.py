@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
 
+from accounting.catalogue_keeper import CatalogueKeeper
+from accounting.catalogue_store import CatalogueStore
 from accounting.epoch import EpochKeeper
-from accounting.limiter import Limiter
-from accounting.quota import Decision, EventRef, Grant, Limit, LimitKind, LimitWindow, Reservation, Work
+from accounting.limiter import Limiter, connect
+from accounting.limits import LimitRule, Tier, TierLimit
+from accounting.quota import Decision, EventRef, Grant, Limit, LimitKind, LimitScope, LimitWindow, Reservation, Work
 from accounting.recording import Recorder
 from accounting.report_store import ReportStore
 from accounting.reporting import UsageQuery
@@ -20,7 +24,7 @@ from accounting.reservations import Reservations
 from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent
 from accounting.store import UsageStore
 from accounting.sweeper import Sweeper
-from accounting.tiers import BUILT_IN, Tier, TierLimit, Tiers
+from naru.clock import SystemClock
 from naru.database import Database
 from naru.errors import NaruError
 from naru.identity import Principal
@@ -38,12 +42,20 @@ NEVER = 10**18
 METERED = Tier(
     "metered",
     (
-        TierLimit(LimitKind.REQUESTS, LimitWindow.HOUR, 100),
-        TierLimit(LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 10_000),
-        TierLimit(LimitKind.CONCURRENCY, LimitWindow.NONE, 4),
+        TierLimit(LimitRule(LimitKind.REQUESTS, LimitWindow.HOUR, 100)),
+        TierLimit(LimitRule(LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 10_000)),
+        TierLimit(LimitRule(LimitKind.CONCURRENCY, LimitWindow.NONE, 4)),
     ),
 )
 LOG = get_logger("test")
+ZONE = ZoneInfo("Asia/Seoul")
+
+
+def new_limiter(redis_url: str, *, now: int | None = None) -> Limiter:
+    """A limiter with the usual settings; `now` in microseconds stands still, None is the time of Redis."""
+    return Limiter(
+        connect(redis_url), lease_seconds=60, lifetime_seconds=3_600, zone=ZONE, clock=SystemClock(), now=now
+    )
 
 
 def new_ref(attempt: int = 0) -> EventRef:
@@ -53,12 +65,12 @@ def new_ref(attempt: int = 0) -> EventRef:
 
 def per_minute(limit: int, kind: LimitKind = LimitKind.REQUESTS) -> Limit:
     """A limit of the key per minute."""
-    return Limit("key", "key-1", kind, LimitWindow.MINUTE, limit)
+    return Limit(LimitScope.KEY, "key-1", kind, LimitWindow.MINUTE, limit)
 
 
 def in_flight(limit: int) -> Limit:
     """A limit on what is in flight."""
-    return Limit("key", "key-1", LimitKind.CONCURRENCY, LimitWindow.NONE, limit)
+    return Limit(LimitScope.KEY, "key-1", LimitKind.CONCURRENCY, LimitWindow.NONE, limit)
 
 
 def reservation(ref: EventRef | None = None, **fields: Any) -> Reservation:
@@ -86,16 +98,20 @@ class Books:
         self.database, self.limiter, self.clock = database, limiter, clock
         self.store, self.reports = UsageStore(database), ReportStore(database)
         metrics = Metrics()
-        self.tiers = Tiers({**BUILT_IN, "metered": METERED}, LOG)
-        self.recorder = Recorder(store=self.store, limiter=limiter, clock=clock, logger=LOG, metrics=metrics)
+        self.catalogue_store = CatalogueStore(database)
+        self.catalogue = CatalogueKeeper(self.catalogue_store, {"metered": METERED}, clock, LOG)
+        self.recorder = Recorder(
+            store=self.store, limiter=limiter, catalogue=self.catalogue, clock=clock, logger=LOG, metrics=metrics
+        )
         self.reservations = self._reservations(metrics, admit_when_lost=False)
         self.open_reservations = self._reservations(Metrics(), admit_when_lost=True)
         self.epochs = EpochKeeper(
             limiter=limiter,
             store=self.store,
-            tiers=self.tiers,
+            catalogue=self.catalogue,
             logger=LOG,
             recovery_seconds=recovery_seconds,
+            zone=ZONE,
             new_id=uuid7,
         )
         self.sweeper = Sweeper(
@@ -112,7 +128,7 @@ class Books:
     def _reservations(self, metrics: Metrics, *, admit_when_lost: bool) -> Reservations:
         return Reservations(
             limiter=self.limiter,
-            tiers=self.tiers,
+            catalogue=self.catalogue,
             clock=self.clock,
             logger=LOG,
             metrics=metrics,
@@ -134,13 +150,8 @@ class Books:
 
     async def remaining(self, tier: str = "metered") -> dict[LimitKind, int]:
         """What is left of each limit, without taking anything."""
-        work = replace(WORK, principal=replace(PRINCIPAL, tier=tier))
-        limits = self.tiers.limits(work.principal)
-        # Larger than every limit, so it is refused and takes nothing.
-        probe = reservation(work=work, input_tokens=10**9)
-        (taken,) = (await self.limiter.reserve([(probe, limits)])).taken
-        assert isinstance(taken.outcome, NaruError)
-        return {state.limit.kind: state.remaining for state in taken.limits}
+        overview = await self.reservations.overview(replace(PRINCIPAL, tier=tier), "", WORK.served_model)
+        return {state.limit.kind: state.remaining for state in overview.limits}
 
     def advance(self, seconds: float) -> None:
         """Lets time pass for everybody."""
@@ -157,6 +168,13 @@ class Books:
         """All of a table."""
         async with self.database.reading() as connection:
             return list((await connection.execute(sa.select(table))).all())
+
+
+async def empty(redis_url: str) -> None:
+    """What a restart without persistence does."""
+    redis = connect(redis_url)
+    await redis.flushall()
+    await redis.aclose()
 
 
 async def refused(call: Awaitable[Any]) -> NaruError:

@@ -40,6 +40,10 @@ class Caller:
         response = await self._client.call(self._quota.Release, request, timeout=_TIMEOUT)
         return [result.released for result in response.results]
 
+    async def limits(self, **fields: Any) -> quota_service_pb2.GetLimitsResponse:
+        request = quota_service_pb2.GetLimitsRequest(**fields)
+        return await self._client.call(self._quota.GetLimits, request, timeout=_TIMEOUT)
+
     async def renew(self, *items: quota_service_pb2.EventRef) -> list[quota_service_pb2.RenewResult]:
         request = quota_service_pb2.RenewRequest(items=items)
         return list((await self._client.call(self._quota.Renew, request, timeout=_TIMEOUT)).results)

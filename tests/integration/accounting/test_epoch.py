@@ -6,17 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from accounting.limiter import connect
 from accounting.quota import Grant, LimitKind
 from naru.errors import NaruError, Reason
-from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, report
-
-
-async def empty(redis_url: str) -> None:
-    """What a restart without persistence does."""
-    redis = connect(redis_url)
-    await redis.flushall()
-    await redis.aclose()
+from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, empty, report
 
 
 async def test_the_very_first_start_does_not_wait(books: Books, redis_url: str) -> None:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import datetime
 
 from accounting.limiter import Limiter, Standing, Taken, connect
-from accounting.quota import EventRef, Grant, Limit, LimitKind, LimitWindow, Reservation
+from accounting.quota import (
+    EventRef,
+    Grant,
+    Limit,
+    LimitKind,
+    LimitNotice,
+    LimitScope,
+    LimitState,
+    LimitWindow,
+    Reservation,
+)
 from accounting.settlement import Evidence, Exact
 from naru.errors import NaruError, Reason
 from naru.testing.redis_server import free_port
@@ -14,7 +26,9 @@ from tests.integration.accounting.harness import (
     SECOND,
     START,
     WORK,
+    ZONE,
     in_flight,
+    new_limiter,
     new_ref,
     per_minute,
     refused,
@@ -144,18 +158,119 @@ async def test_a_replacement_that_does_not_fit_closes_the_reservation(limiter: L
     assert await limiter.claim_expired(10, 30) == []
 
 
-async def test_a_retry_elsewhere_is_the_same_request(limiter: Limiter) -> None:
-    """A second attempt takes its own place in flight and its own tokens, but no second request."""
+class Skewed:
+    """A clock that is wrong by so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def time(self) -> float:
+        """Wrong."""
+        return time.time() + self._seconds
+
+    def monotonic(self) -> float:
+        """Right."""
+        return time.monotonic()
+
+
+def remaining(taken: Taken) -> list[int]:
+    """What is left of each limit, by its kind's name."""
+    return [state.remaining for state in sorted(taken.limits, key=lambda state: state.limit.kind)]
+
+
+async def test_a_retry_elsewhere_takes_over(limiter: Limiter) -> None:
+    """A second attempt holds in place of the first, whose late report changes nothing and whose lease still ends."""
+    first = new_ref()
+    second = EventRef(first.event_id, 1)
+    limits = in_flight(1), per_minute(100, LimitKind.INPUT_TOKENS), per_minute(1)
+    await ask(limiter, reservation(first), *limits)
+    assert remaining(await ask(limiter, reservation(second), *limits)) == [0, 90, 0]
+    assert reason(await ask(limiter, reservation(first), *limits)) is Reason.FAILED_PRECONDITION
+    await limiter.settle([Exact(first, Evidence.FINAL, Usage(50, 0))])
+    await limiter.settle([Exact(second, Evidence.FINAL, Usage(7, 0))])
+    assert await limiter.inspect(limits[1:2]) == (LimitState(limits[1], 93, 61.0),)
+
+
+async def test_a_retry_that_is_refused_leaves_the_first_attempt_as_it_was(limiter: Limiter) -> None:
+    """Nothing is given back by who could not take it over."""
+    first = new_ref()
+    limits = in_flight(1), per_minute(100, LimitKind.INPUT_TOKENS)
+    await ask(limiter, reservation(first), *limits)
+    refused = await ask(limiter, reservation(EventRef(first.event_id, 1), input_tokens=101), *limits)
+    assert reason(refused) is Reason.REQUEST_EXCEEDS_LIMIT
+    assert remaining(refused) == [0, 90]
+    assert await limiter.release([first]) == [True]
+    assert [state.remaining for state in await limiter.inspect(limits)] == [1, 100]
+
+
+async def test_two_limits_on_the_same_thing_count_it_once(limiter: Limiter) -> None:
+    """The tighter one refuses."""
+    limits = per_minute(5), per_minute(2)
+    for left in ([4, 1], [3, 0]):
+        taken = await ask(limiter, reservation(), *limits)
+        assert sorted((state.remaining for state in taken.limits), reverse=True) == left
+    assert reason(await ask(limiter, reservation(), *limits)) is Reason.RATE_LIMIT_EXCEEDED
+
+
+async def test_a_budget_of_the_month(limiter: Limiter) -> None:
+    """Money is exact, a spent budget says when the month ends, and the next month begins with all of it."""
+    budget = Limit(LimitScope.WORKSPACE, "ws-1", LimitKind.COST, LimitWindow.MONTH, 8_999_999_999_999_999)
     ref = new_ref()
-    limits = per_minute(1), per_minute(100, LimitKind.INPUT_TOKENS), in_flight(2)
-    await ask(limiter, reservation(ref), *limits)
-    taken = await ask(limiter, reservation(EventRef(ref.event_id, 1)), *limits)
-    assert reason(taken) is None
-    assert {state.limit.kind: state.remaining for state in taken.limits} == {
-        LimitKind.REQUESTS: 0,
-        LimitKind.INPUT_TOKENS: 80,
-        LimitKind.CONCURRENCY: 0,
-    }
+    await ask(limiter, reservation(ref, cost=8_999_999_999_999_998), budget)
+    refused = (await ask(limiter, reservation(cost=2), budget)).outcome
+    assert isinstance(refused, NaruError)
+    # START is in January 2027; its month ends in Seoul nine hours before it does in UTC.
+    month_end = round(datetime(2027, 2, 1, tzinfo=ZONE).timestamp()) - START // SECOND
+    assert (refused.reason, refused.retry_after) == (Reason.INSUFFICIENT_QUOTA, month_end)
+    assert reason(await ask(limiter, reservation(cost=1), budget)) is None
+    await limiter.settle([Exact(ref, Evidence.ACCEPTED, Usage(1, 1), 8_999_999_999_999_997)])
+    assert await limiter.inspect([budget]) == (LimitState(budget, 1, month_end),)
+    limiter.now = START + month_end * SECOND
+    assert await limiter.inspect([budget]) == (LimitState(budget, budget.limit, 0.0),)
+    # A correction of last month's changes last month's.
+    await limiter.settle([Exact(ref, Evidence.FINAL, Usage(1, 1), 5)])
+    assert await limiter.inspect([budget]) == (LimitState(budget, budget.limit, 0.0),)
+
+
+async def test_more_than_the_whole_budget(limiter: Limiter) -> None:
+    """Waiting does not help."""
+    budget = Limit(LimitScope.KEY, "key-1", LimitKind.COST, LimitWindow.DAY, 5)
+    refused = (await ask(limiter, reservation(cost=6), budget)).outcome
+    assert isinstance(refused, NaruError)
+    assert (refused.reason, refused.retry_after) == (Reason.INSUFFICIENT_QUOTA, None)
+
+
+async def test_a_limit_in_shadow_counts_and_tells(limiter: Limiter) -> None:
+    """But it never refuses."""
+    shadow = Limit(LimitScope.KEY, "key-1", LimitKind.REQUESTS, LimitWindow.MINUTE, 1, shadow=True)
+    answers = [await ask(limiter, reservation(), shadow) for _ in range(3)]
+    assert [reason(answer) for answer in answers] == [None] * 3
+    assert [answer.notices for answer in answers] == [(), (LimitNotice(shadow, None),), (LimitNotice(shadow, None),)]
+
+
+async def test_soft_thresholds_are_told_once_per_window(limiter: Limiter) -> None:
+    """Each when it is crossed, and again in the next window."""
+    limit = Limit(LimitScope.KEY, "key-1", LimitKind.REQUESTS, LimitWindow.DAY, 4, soft_thresholds=(50, 75, 100))
+    told = [(await ask(limiter, reservation(), limit)).notices for _ in range(5)]
+    assert [[notice.percent for notice in notices] for notices in told] == [[], [50], [75], [100], []]
+    limiter.now = START + 86_400 * SECOND
+    again = [(await ask(limiter, reservation(), limit)).notices for _ in range(2)]
+    assert [[notice.percent for notice in notices] for notices in again] == [[], [50]]
+
+
+async def test_a_clock_of_ours_that_is_wrong_about_the_day(redis_url: str) -> None:
+    """The day is that of Redis's time, as long as ours is not wrong by more than a day."""
+    limit = Limit(LimitScope.KEY, "key-1", LimitKind.REQUESTS, LimitWindow.DAY, 1)
+    true = new_limiter(redis_url)
+    await true.begin_epoch("e", 0)
+    for hours in (-20, 0, 20):
+        skewed = Limiter(
+            connect(redis_url), lease_seconds=60, lifetime_seconds=3_600, zone=ZONE, clock=Skewed(hours * 3_600)
+        )
+        taken = await ask(skewed, reservation(), limit)
+        assert (reason(taken) is None) is (hours == -20), hours
+        await skewed.close()
+    await true.close()
 
 
 async def test_a_release_gives_everything_back_but_the_request(limiter: Limiter) -> None:
@@ -238,7 +353,7 @@ async def test_an_expired_lease_is_claimed_by_one_sweeper_at_a_time(limiter: Lim
 
 async def test_settling_replaces_the_estimate_in_its_own_bucket(limiter: Limiter) -> None:
     """Exact figures replace the reserved ones where those were taken; only better evidence does so again."""
-    ref, limit = new_ref(), Limit("key", "key-1", LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 1_000)
+    ref, limit = new_ref(), Limit(LimitScope.KEY, "key-1", LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 1_000)
     await ask(limiter, reservation(ref, input_tokens=500, output_tokens=400), limit)
     limiter.now = START + 1_800 * SECOND
     for evidence, tokens in ((Evidence.DELIVERED, (50, 50)), (Evidence.ACCEPTED, (1, 1)), (Evidence.DELIVERED, (9, 9))):
@@ -253,7 +368,7 @@ async def test_settling_replaces_the_estimate_in_its_own_bucket(limiter: Limiter
 
 async def test_other_keys_have_other_limits(limiter: Limiter) -> None:
     """What one key uses up is there for another."""
-    other = Limit("key", "key-2", LimitKind.REQUESTS, LimitWindow.MINUTE, 1)
+    other = Limit(LimitScope.KEY, "key-2", LimitKind.REQUESTS, LimitWindow.MINUTE, 1)
     assert reason(await ask(limiter, reservation(), per_minute(1))) is None
     assert reason(await ask(limiter, reservation(), other)) is None
 
@@ -270,7 +385,7 @@ async def test_the_tightest_limit_comes_first(limiter: Limiter) -> None:
 
 async def test_redis_keeps_the_time_by_itself(redis_url: str) -> None:
     """Without a time from a test, Redis's own clock decides."""
-    limiter = Limiter(connect(redis_url), lease_seconds=60, lifetime_seconds=3_600)
+    limiter = new_limiter(redis_url)
     await limiter.begin_epoch("first", 0)
     grant = (await ask(limiter, reservation(), per_minute(1))).outcome
     assert isinstance(grant, Grant)
@@ -295,7 +410,7 @@ async def test_an_emptied_redis_decides_nothing(limiter: Limiter, redis_url: str
 
 async def test_a_redis_that_is_away_is_unavailable() -> None:
     """Nobody listens: the error says which service cannot work."""
-    limiter = Limiter(connect(f"redis://127.0.0.1:{free_port()}/0"), lease_seconds=60, lifetime_seconds=3_600)
+    limiter = new_limiter(f"redis://127.0.0.1:{free_port()}/0")
     error = await refused(limiter.reserve([(reservation(), [])]))
     assert (error.reason, error.metadata) == (Reason.SERVICE_UNAVAILABLE, {"service": "accounting"})
     await limiter.close()

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from accounting.config import AccountingConfig
 from accounting.limiter import connect
 from accounting.tables import request_log
-from naru.api.accounting.v1 import quota_service_pb2, usage_event_pb2, usage_service_pb2
+from naru.api.accounting.v1 import limit_pb2, quota_service_pb2, usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import error_reason_pb2
 from naru.convert import principal_to_proto, timestamp_to_proto
 from naru.database import Database
@@ -46,6 +46,18 @@ async def total(edge: Caller) -> tuple[int, int, int]:
     return row.requests, row.usage.prompt_tokens, row.usage.completion_tokens
 
 
+async def test_where_limits_stand(edge: Caller, service: Service) -> None:
+    """The edge asks for whom it likes; whoever asks for themselves sees their own, whatever they name."""
+    await edge.reserve(wanted(KEY))
+    asked = await edge.limits(principal=principal_to_proto(KEY))
+    assert asked.tier == "free"
+    assert [(limit.limit, limit.remaining) for limit in asked.limits] == [(4, 3), (10, 9), (100, 99)]
+    owner, _ = service.as_owner("ws-2", Role.USER)
+    mine = await owner.limits(principal=principal_to_proto(KEY))
+    assert [(limit.limit, limit.remaining) for limit in mine.limits] == [(4, 4), (10, 10), (100, 100)]
+    assert (await refused(edge.limits())).metadata == {"field": "principal.workspace_id"}
+
+
 async def test_a_request_from_reservation_to_sum(edge: Caller, inference: Caller) -> None:
     """Reserved by the edge, renewed and reported by inference, counted by its key, model and day."""
     item = wanted(KEY)
@@ -56,9 +68,9 @@ async def test_a_request_from_reservation_to_sum(edge: Caller, inference: Caller
     lease = result.grant.lease_expire_time.ToMicroseconds() - result.grant.reserve_time.ToMicroseconds()
     assert lease == 2_000_000
     assert [(limit.scope, limit.kind, limit.window, limit.limit, limit.remaining) for limit in result.limits] == [
-        ("key", quota_service_pb2.LIMIT_KIND_CONCURRENCY, quota_service_pb2.LIMIT_WINDOW_UNSPECIFIED, 4, 3),
-        ("key", quota_service_pb2.LIMIT_KIND_REQUESTS, quota_service_pb2.LIMIT_WINDOW_MINUTE, 10, 9),
-        ("key", quota_service_pb2.LIMIT_KIND_REQUESTS, quota_service_pb2.LIMIT_WINDOW_HOUR, 100, 99),
+        (limit_pb2.LIMIT_SCOPE_KEY, limit_pb2.LIMIT_KIND_CONCURRENCY, limit_pb2.LIMIT_WINDOW_UNSPECIFIED, 4, 3),
+        (limit_pb2.LIMIT_SCOPE_KEY, limit_pb2.LIMIT_KIND_REQUESTS, limit_pb2.LIMIT_WINDOW_MINUTE, 10, 9),
+        (limit_pb2.LIMIT_SCOPE_KEY, limit_pb2.LIMIT_KIND_REQUESTS, limit_pb2.LIMIT_WINDOW_HOUR, 100, 99),
     ]
     (renewed,) = await inference.renew(ref(item))
     assert renewed.renewed

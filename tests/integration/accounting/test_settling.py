@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from accounting.limiter import Limiter, connect
+from accounting.limiter import Limiter
 from accounting.quota import EventRef, Grant, LimitKind
 from accounting.settlement import Evidence, RecordStatus
 from accounting.tables import settlement_outbox, usage_corrections, usage_events
 from naru.errors import NaruError, Reason
 from naru.testing.redis_server import free_port
-from tests.integration.accounting.harness import SECOND, START, Books, new_ref, report
+from tests.integration.accounting.harness import SECOND, START, Books, new_limiter, new_ref, report
 
 RECORDED, KNOWN = RecordStatus.RECORDED, RecordStatus.KNOWN
 REQUESTS, TOKENS, IN_FLIGHT = LimitKind.REQUESTS, LimitKind.TOTAL_TOKENS, LimitKind.CONCURRENCY
@@ -179,7 +179,7 @@ async def test_a_lease_of_an_event_that_settled_before_is_closed(books: Books) -
 async def test_usage_is_recorded_while_redis_is_away(books: Books) -> None:
     """The limiter is told when it is back: the outbox remembers."""
     ref = await books.granted("metered", output_tokens=500)
-    away = Limiter(connect(f"redis://127.0.0.1:{free_port()}/0"), lease_seconds=60, lifetime_seconds=3_600, now=START)
+    away = new_limiter(f"redis://127.0.0.1:{free_port()}/0", now=START)
     cut_off = Books(books.database, away, books.clock)
     assert await cut_off.recorder.record([report(ref)]) == (RECORDED,)
     await away.close()
@@ -229,7 +229,7 @@ async def test_attempts_have_an_outcome_each(books: Books) -> None:
 
 async def test_reservations_while_redis_is_away(books: Books) -> None:
     """Refused by the closed policy, admitted by the open one."""
-    away = Limiter(connect(f"redis://127.0.0.1:{free_port()}/0"), lease_seconds=60, lifetime_seconds=3_600)
+    away = new_limiter(f"redis://127.0.0.1:{free_port()}/0")
     cut_off = Books(books.database, away, books.clock)
     with pytest.raises(NaruError) as failure:
         await cut_off.reserve()

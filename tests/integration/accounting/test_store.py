@@ -107,7 +107,7 @@ async def test_a_hundred_duplicates_count_once(store: UsageStore, reports: Repor
     )
     assert [status for answer in answers for status in answer.statuses].count(RECORDED) == 10
     (row,) = await reports.usage(UsageQuery(), None, 10)
-    assert row == UsageRow((), 10, Usage(70, 30))
+    assert row == UsageRow((), 10, Usage(70, 30), unpriced_requests=10)
 
 
 async def test_racing_evidence_leaves_the_best(store: UsageStore, database: Database) -> None:
@@ -168,7 +168,7 @@ async def test_only_the_highest_attempt_counts(store: UsageStore, reports: Repor
     await store.record([booked(report(second, Evidence.DELIVERED, (7, 1)))], START)
     assert (await reports.usage(UsageQuery(), None, 10))[0].requests == 0
     await store.record([booked(report(second, tokens=(7, 9)))], START)
-    assert await reports.usage(UsageQuery(), None, 10) == [UsageRow((), 1, Usage(7, 9))]
+    assert await reports.usage(UsageQuery(), None, 10) == [UsageRow((), 1, Usage(7, 9), unpriced_requests=1)]
 
 
 async def fill(store: UsageStore) -> None:
@@ -185,7 +185,10 @@ async def test_usage_by_dimension(store: UsageStore, reports: ReportStore) -> No
     """Rows are grouped in the order asked for, and sums match the whole."""
     await fill(store)
     by_key = await reports.usage(UsageQuery((Dimension.KEY,)), None, 10)
-    assert by_key == [UsageRow(("key-0",), 4, Usage(4, 12)), UsageRow(("key-1",), 4, Usage(4, 16))]
+    assert by_key == [
+        UsageRow(("key-0",), 4, Usage(4, 12), unpriced_requests=4),
+        UsageRow(("key-1",), 4, Usage(4, 16), unpriced_requests=4),
+    ]
     both = await reports.usage(UsageQuery((Dimension.MODEL, Dimension.KEY)), None, 10)
     assert [row.group for row in both] == [
         ("model-0", "key-0"), ("model-0", "key-1"), ("model-1", "key-0"), ("model-1", "key-1"),

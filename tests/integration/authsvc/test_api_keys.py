@@ -235,3 +235,41 @@ async def test_bad_pages_are_named(service: AuthService) -> None:
     for made_up in ("x", "😀", "bnVsbA==", "WzFlOTk5LCAieCIsICIiLCBmYWxzZV0="):
         assert await refused_field(admin.list(page_token=made_up)) == "page_token"
     assert len((await admin.list(page_size=2_000_000)).api_keys) == 2
+
+
+async def test_keys_of_a_tier(service: AuthService, clock: FakeClock) -> None:
+    """A tier's keys are those that have it, their own or their workspace's, while they can be used."""
+    admin = await service.admin()
+    own = (await admin.create(tier="pro")).api_key
+    inherited = (await admin.create()).api_key
+    revoked = await admin.revoke(key_id=(await admin.create(tier="pro")).api_key.key_id)
+    ending = (await admin.create(tier="pro", expire_time=timestamp_to_proto(clock.time() + 5))).api_key
+
+    async def listed(**fields: Any) -> set[str]:
+        return {key.key_id for key in (await admin.list(**fields)).api_keys}
+
+    assert await listed(tier="pro") == {own.key_id, ending.key_id}
+    assert await listed(tier="free") == {inherited.key_id}
+    assert await listed(tier="gold") == set()
+    clock.advance(5)
+    assert await listed(tier="pro") == {own.key_id}
+    assert await listed(tier="pro", show_revoked=True) == {own.key_id, ending.key_id, revoked.key_id}
+    assert ending.key_id in await listed()
+    page = await admin.list(tier="pro", show_revoked=True, page_size=2)
+    assert await refused_field(admin.list(tier="free", page_token=page.next_page_token)) == "page_token"
+    rest = await admin.list(tier="pro", show_revoked=True, page_token=page.next_page_token)
+    assert len(page.api_keys) + len(rest.api_keys) == 3
+    assert await refused_field(admin.list(tier="x" * 65)) == "tier"
+
+
+async def test_accounting_asks_whether_a_tier_is_in_use(service: AuthService) -> None:
+    """Its token sees the keys of every workspace; no other service's token lists keys."""
+    admin = await service.admin()
+    made = await admin.create(tier="pro")
+
+    def as_service(name: ServiceName) -> KeyOwner:
+        return KeyOwner(service.as_service(name))
+
+    assert list((await as_service(ServiceName.ACCOUNTING).list(tier="pro", page_size=1)).api_keys) == [made.api_key]
+    for name in set(ServiceName) - {ServiceName.ACCOUNTING}:
+        assert (await refused(as_service(name).list(tier="pro"))).reason is Reason.PERMISSION_DENIED

@@ -157,6 +157,22 @@ async def test_lists_leave_out_what_was_not_asked_for(filled: KeyStore) -> None:
     assert await listed("w2", True) == []
 
 
+async def test_a_tiers_keys_have_it_or_inherit_it(filled: KeyStore) -> None:
+    """A key without a tier of its own has its workspace's; one that ends by the given time is left out."""
+    await filled.insert_key(key(1, tier="pro", expire_time=NOW + 10), DIGEST)
+    await filled.insert_key(key(2, tier="free"), DIGEST)
+
+    async def listed(tier: str, expire_after: float | None = None) -> list[str]:
+        page = await filled.list_keys(
+            workspace_id=None, show_revoked=False, after=None, limit=10, tier=tier, expire_after=expire_after
+        )
+        return [k.key_id for k in page]
+
+    assert await listed("free", NOW) == [key(2).key_id, key(0).key_id]
+    assert await listed("pro") == await listed("pro", NOW + 9.999999) == [key(1).key_id]
+    assert await listed("pro", NOW + 10) == []
+
+
 async def test_a_request_is_done_once(filled: KeyStore) -> None:
     """The same request within a day returns the key made before; a day later it makes a new one."""
     mark = RequestMark("key:a", REQUEST_ID, b"b" * 32)

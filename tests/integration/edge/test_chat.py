@@ -11,8 +11,10 @@ from typing import Any
 import openai
 import pytest
 
+from naru.api.accounting.v1 import price_pb2
 from naru.api.inference.v1 import generation_pb2
 from tests.support.edge_harness import KEY, PRINCIPAL, Harness, edge_with_peers, until
+from tests.support.fake_accounting import grant
 from tests.support.fake_inference import MODEL, Event, accepted, delta, finished
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
@@ -96,7 +98,7 @@ async def test_what_inference_and_accounting_are_told(edge: Harness) -> None:
     assert generation.principal.key_id == reservation.principal.key_id == PRINCIPAL.key_id
     assert (generation.requested_model, generation.model) == ("gpt-4o-mini", MODEL)
     assert (reservation.requested_model, reservation.served_model) == ("gpt-4o-mini", MODEL)
-    assert reservation.output_tokens == 10
+    assert (reservation.output_tokens, reservation.choices) == (10, 2)
     assert reservation.input_tokens == generation.reserved_prompt_tokens > 0
     assert generation.request_id == reservation.request_id == "my-request.1"
     assert generation.timeout.seconds in (599, 600)
@@ -161,3 +163,39 @@ async def test_silence_is_filled(tmp_path: Path) -> None:
             text = await answer.text()
     assert text.count(": keep-alive\n\n") >= 2
     assert '"late"' in text
+
+
+PRICES = price_pb2.UnitPrices(input_million=10**9, cached_input_million=5 * 10**8, output_million=2 * 10**9, request=7)
+# 7 prompt tokens, 4 of them cached, and 3 generated.
+COST = "0.000011007"
+
+
+async def test_cost(edge: Harness) -> None:
+    """A whole answer tells its cost in a header, and in its usage when asked; a stream in its last chunk."""
+    edge.accounting.decide = lambda reservation: grant(reservation, prices=PRICES)
+    asked = {**CHAT, "usage": {"include": True}}
+    async with edge.post("/v1/chat/completions", CHAT) as answer:
+        assert answer.headers["X-Naru-Cost"] == COST
+        assert "cost" not in (await answer.json())["usage"]
+    async with edge.post("/v1/chat/completions", asked, headers={"Origin": "https://a.example"}) as answer:
+        assert answer.headers["X-Naru-Cost"] == COST
+        assert f'"cost":{COST}}}' in await answer.text()
+    async with edge.post("/v1/chat/completions", {**asked, "stream": True}) as answer:
+        assert "X-Naru-Cost" not in answer.headers
+        chunks = (await answer.text()).split("\n\n")
+        assert f'"cost":{COST}}}' in chunks[-3]
+        assert chunks[-2] == "data: [DONE]"
+    assert all(b"usage" not in generation.openai.json for generation in edge.inference.submitted)
+    async with openai.AsyncOpenAI(base_url=edge.url + "/v1", api_key=KEY) as client:
+        whole = await client.completions.create(
+            model=MODEL, prompt="The capital of France is", extra_body={"usage": {"include": True}}
+        )
+    assert whole.usage is not None
+    assert whole.usage.model_extra == {"cost": float(COST)}
+
+
+async def test_cost_without_a_price(edge: Harness) -> None:
+    """A model that nobody set a price for has no header, and costs nothing to whoever asks."""
+    async with edge.post("/v1/chat/completions", {**CHAT, "usage": {"include": True}}) as answer:
+        assert "X-Naru-Cost" not in answer.headers
+        assert (await answer.json())["usage"]["cost"] == 0

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from naru import api_key
-from naru.api.accounting.v1 import quota_service_pb2
+from naru.api.accounting.v1 import limit_pb2
 from naru.api.common.v1 import error_reason_pb2
 from naru.api.inference.v1 import generation_pb2
 from naru.convert import duration_to_proto
@@ -32,9 +32,14 @@ async def edge(tmp_path: Path) -> AsyncIterator[Harness]:
         yield harness
 
 
-def limit(kind: Any, window: Any, most: int, left: int, seconds: float) -> quota_service_pb2.LimitState:
-    return quota_service_pb2.LimitState(
-        scope="key", kind=kind, window=window, limit=most, remaining=left, reset_delay=duration_to_proto(seconds)
+def limit(kind: Any, window: Any, most: int, left: int, seconds: float) -> limit_pb2.LimitState:
+    return limit_pb2.LimitState(
+        scope=limit_pb2.LIMIT_SCOPE_KEY,
+        kind=kind,
+        window=window,
+        limit=most,
+        remaining=left,
+        reset_delay=duration_to_proto(seconds),
     )
 
 
@@ -135,9 +140,9 @@ async def test_scopes(edge: Harness) -> None:
 async def test_rate_limit(edge: Harness) -> None:
     """A spent limit is 429 with the time to wait and where the limits stand; the SDK raises RateLimitError."""
     limits = (
-        limit(quota_service_pb2.LIMIT_KIND_REQUESTS, quota_service_pb2.LIMIT_WINDOW_MINUTE, 10, 0, 11.2),
-        limit(quota_service_pb2.LIMIT_KIND_REQUESTS, quota_service_pb2.LIMIT_WINDOW_HOUR, 100, 90, 360),
-        limit(quota_service_pb2.LIMIT_KIND_INPUT_TOKENS, quota_service_pb2.LIMIT_WINDOW_DAY, 1000, 900, 0.012),
+        limit(limit_pb2.LIMIT_KIND_REQUESTS, limit_pb2.LIMIT_WINDOW_MINUTE, 10, 0, 11.2),
+        limit(limit_pb2.LIMIT_KIND_REQUESTS, limit_pb2.LIMIT_WINDOW_HOUR, 100, 90, 360),
+        limit(limit_pb2.LIMIT_KIND_INPUT_TOKENS, limit_pb2.LIMIT_WINDOW_DAY, 1000, 900, 0.012),
     )
     error = NaruError(
         Reason.RATE_LIMIT_EXCEEDED, "Too many requests.", metadata={"kind": "requests"}, retry_after=11.15

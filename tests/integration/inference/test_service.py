@@ -187,6 +187,7 @@ async def test_a_direct_call_is_reserved_metered_and_cannot_bill_somebody_else(t
                 await anext(messages)
         assert engine.submitted[0].request.output_token_cap == 11
         (reservation,) = service.accounting.reservations
+        assert (reservation.client_address, reservation.choices) == ("127.0.0.1", 1)
         await eventually(lambda: service.events)
         (event,) = service.events
         for paid in (reservation, event):

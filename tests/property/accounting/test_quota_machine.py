@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,8 +24,9 @@ from hypothesis.stateful import (
 )
 
 from accounting.limiter import Limiter, connect
-from accounting.quota import EventRef, Grant, Limit, LimitKind, LimitWindow, Reservation, Work
+from accounting.quota import EventRef, Grant, Limit, LimitKind, LimitScope, LimitWindow, Reservation, Work
 from accounting.settlement import Evidence, Exact
+from naru.clock import SystemClock
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.testing.redis_server import redis_server
@@ -31,15 +35,37 @@ from naru.usage import Usage
 SECOND = 1_000_000
 START = 1_800_000_000 * SECOND
 LEASE, LIFETIME = 60 * SECOND, 3_600 * SECOND
+HOUR, DAY = 3_600 * SECOND, 86_400 * SECOND
+ZONE = ZoneInfo("America/New_York")
+KEY, WORKSPACE = LimitScope.KEY, LimitScope.WORKSPACE
 LIMITS = (
-    Limit("key", "k", LimitKind.REQUESTS, LimitWindow.MINUTE, 5),
-    Limit("key", "k", LimitKind.REQUESTS, LimitWindow.HOUR, 12),
-    Limit("key", "k", LimitKind.INPUT_TOKENS, LimitWindow.MINUTE, 100),
-    Limit("key", "k", LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 400),
-    Limit("key", "k", LimitKind.CONCURRENCY, LimitWindow.NONE, 3),
+    Limit(KEY, "k", LimitKind.REQUESTS, LimitWindow.MINUTE, 5),
+    # On the same thing as the one before: counted once.
+    Limit(KEY, "k", LimitKind.REQUESTS, LimitWindow.MINUTE, 2, shadow=True),
+    Limit(KEY, "k", LimitKind.REQUESTS, LimitWindow.HOUR, 12),
+    Limit(KEY, "k", LimitKind.INPUT_TOKENS, LimitWindow.MINUTE, 100),
+    Limit(KEY, "k", LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 400, model="m"),
+    Limit(KEY, "k", LimitKind.CONCURRENCY, LimitWindow.NONE, 3),
+    Limit(WORKSPACE, "ws", LimitKind.OUTPUT_TOKENS, LimitWindow.DAY, 700),
+    # Far above what JSON in Lua would keep exact.
+    Limit(WORKSPACE, "ws", LimitKind.COST, LimitWindow.MONTH, 8_000_000_000_000_007),
+    Limit(KEY, "k", LimitKind.REQUESTS, LimitWindow.DAY, 30),
 )
+TOKEN_PRICE = 3_333_333_333_333
 WORK = Work(Principal("ws", key_id="k"))
 TOKENS = st.integers(0, 120)
+
+
+def cost_of(tokens: tuple[int, int]) -> int:
+    """What so many tokens cost."""
+    return sum(tokens) * TOKEN_PRICE
+
+
+@lru_cache(maxsize=100_000)
+def period(window: LimitWindow, hour: int) -> tuple[int, ...]:
+    """The day or month of an hour since the Unix epoch."""
+    date = datetime.fromtimestamp(hour * 3_600, ZONE)
+    return (date.year, date.month, date.day) if window is LimitWindow.DAY else (date.year, date.month)
 
 
 def ref(event: int, attempt: int) -> EventRef:
@@ -62,6 +88,8 @@ class Made:
     rank: int = -1
     # What a repetition of a refused replacement is told.
     refusal: tuple[str, int | None] | None = None
+    # A later attempt holds what this one held.
+    over: bool = False
 
 
 @dataclass
@@ -72,23 +100,39 @@ class Model:
     made: dict[EventRef, Made] = field(default_factory=dict)
     requests: list[int] = field(default_factory=list)
 
+    # Limits in shadow that would have refused, since the last look.
+    shadows: list[Limit] = field(default_factory=list)
+
     def amount(self, kind: LimitKind, tokens: tuple[int, int]) -> int:
-        return {LimitKind.INPUT_TOKENS: tokens[0], LimitKind.TOTAL_TOKENS: sum(tokens)}[kind]
+        return {
+            LimitKind.INPUT_TOKENS: tokens[0],
+            LimitKind.OUTPUT_TOKENS: tokens[1],
+            LimitKind.TOTAL_TOKENS: sum(tokens),
+            LimitKind.COST: cost_of(tokens),
+        }[kind]
 
     def in_flight(self) -> set[EventRef]:
-        return {name for name, one in self.made.items() if one.state == "open"}
+        return {name for name, one in self.made.items() if one.state == "open" and not one.over}
 
-    def entries(self, limit: Limit) -> list[tuple[int, int]]:
+    def bucket(self, limit: Limit, time: int) -> Any:
+        """The bucket or period that a time is in."""
+        if limit.window.bucket_seconds:
+            return time // (limit.window.bucket_seconds * SECOND)
+        return period(limit.window, time // HOUR)
+
+    def entries(self, limit: Limit) -> list[tuple[Any, int]]:
         """Bucket and amount of all that was ever taken of a limit."""
-        width = limit.window.bucket_seconds * SECOND
         if limit.kind is LimitKind.REQUESTS:
-            return [(time // width, 1) for time in self.requests]
-        return [(one.taken // width, self.amount(limit.kind, one.tokens)) for one in self.made.values()]
+            return [(self.bucket(limit, time), 1) for time in self.requests]
+        made = [one for one in self.made.values() if not one.over]
+        return [(self.bucket(limit, one.taken), self.amount(limit.kind, one.tokens)) for one in made]
 
     def used(self, limit: Limit, now: int) -> int:
         if limit.kind is LimitKind.CONCURRENCY:
             return len(self.in_flight())
-        current = now // (limit.window.bucket_seconds * SECOND)
+        current = self.bucket(limit, now)
+        if not limit.window.bucket_seconds:
+            return sum(amount for bucket, amount in self.entries(limit) if bucket == current)
         return sum(amount for bucket, amount in self.entries(limit) if current - 60 <= bucket <= current)
 
     def refusal(self, tokens: tuple[int, int], *, counts: bool, place: bool) -> tuple[str, int | None] | None:
@@ -103,18 +147,28 @@ class Model:
                 amount = self.amount(limit.kind, tokens)
             if amount == 0 or self.used(limit, self.now) + amount <= limit.limit:
                 continue
+            if limit.shadow:
+                self.shadows.append(limit)
+                continue
             if amount > limit.limit:
-                return Reason.REQUEST_EXCEEDS_LIMIT, None
+                too_large = limit.kind is not LimitKind.COST
+                return (Reason.REQUEST_EXCEEDS_LIMIT if too_large else Reason.INSUFFICIENT_QUOTA), None
             if limit.kind is LimitKind.CONCURRENCY:
                 found: tuple[str, int] = (Reason.CONCURRENCY_LIMIT_EXCEEDED, SECOND)
             else:
-                found = (Reason.RATE_LIMIT_EXCEEDED, self.fits_at(limit, amount) - self.now)
+                reason = Reason.INSUFFICIENT_QUOTA if limit.kind is LimitKind.COST else Reason.RATE_LIMIT_EXCEEDED
+                found = (reason, self.fits_at(limit, amount) - self.now)
             if worst is None or found[1] > (worst[1] or 0):
                 worst = found
         return worst
 
     def fits_at(self, limit: Limit, amount: int) -> int:
         """The first beginning of a bucket at which the amount fits if nothing more is taken."""
+        if not limit.window.bucket_seconds:
+            hour, current = self.now // HOUR, self.bucket(limit, self.now)
+            while period(limit.window, hour) == current:
+                hour += 1
+            return max(hour * HOUR, self.now + SECOND)
         width = limit.window.bucket_seconds * SECOND
         bucket = self.now // width + 1
         while self.used(limit, bucket * width) + amount > limit.limit:
@@ -143,7 +197,13 @@ class QuotaMachine(RuleBasedStateMachine):
         self.run(self.limiter.begin_epoch("e", 0))
         self.events = 0
 
-    @rule(seconds=st.one_of(st.integers(0, 90), st.integers(300, 3_700), st.sampled_from([0.4, 60, 61, 3_600])))
+    @rule(
+        seconds=st.one_of(
+            st.integers(0, 90),
+            st.integers(300, 3_700),
+            st.sampled_from([0.4, 60, 61, 3_600, 40_000, 86_400, 3_000_000]),
+        )
+    )
     def wait(self, seconds: float) -> None:
         """Time passes; reservations are renewed or not by other rules."""
         self.model.now += round(seconds * SECOND)
@@ -178,7 +238,8 @@ class QuotaMachine(RuleBasedStateMachine):
 
     def reserve(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> None:
         """Reserves in both; the model says what the answer must be."""
-        reservation = Reservation(name, revision, WORK, *tokens)
+        reservation = Reservation(name, revision, WORK, *tokens, cost=cost_of(tokens))
+        self.model.shadows.clear()
         verdict = self.run(self.limiter.reserve([(reservation, LIMITS)]))
         (taken,) = verdict.taken
         expected = self.expect(name, revision, tokens)
@@ -189,6 +250,7 @@ class QuotaMachine(RuleBasedStateMachine):
             assert isinstance(taken.outcome, NaruError)
             assert taken.outcome.reason == reason
             assert taken.outcome.retry_after == (None if wait is None else wait / SECOND)
+        assert [notice.limit for notice in taken.notices] == self.model.shadows
         if not (isinstance(taken.outcome, NaruError) and taken.outcome.reason is Reason.FAILED_PRECONDITION):
             remaining = {state.limit: state.remaining for state in taken.limits}
             assert remaining == {
@@ -200,6 +262,8 @@ class QuotaMachine(RuleBasedStateMachine):
         made = self.model.made.get(name)
         if made is None:
             return self.expect_first(name, revision, tokens)
+        if made.over:
+            return Reason.FAILED_PRECONDITION, None
         if made.state == "refused" and revision <= made.revision:
             assert made.refusal is not None
             return made.refusal
@@ -213,8 +277,13 @@ class QuotaMachine(RuleBasedStateMachine):
         model = self.model
         earlier = [known for known in model.made if known.event_id == name.event_id and known.attempt < name.attempt]
         counts = not any(model.made[known].counted for known in earlier)
+        before = [model.made[known] for known in earlier if not model.made[known].over]
+        for one in before:
+            one.over = True
         refusal = model.refusal(tokens, counts=counts, place=True)
         if refusal is not None:
+            for one in before:
+                one.over = False
             return refusal
         if counts:
             model.requests.append(model.now)
@@ -253,7 +322,7 @@ class QuotaMachine(RuleBasedStateMachine):
 
     @rule(name=names, evidence=st.sampled_from(Evidence), tokens=st.tuples(TOKENS, TOKENS))
     def settle(self, name: EventRef, evidence: Evidence, tokens: tuple[int, int]) -> None:
-        self.run(self.limiter.settle([Exact(name, evidence, Usage(*tokens))]))
+        self.run(self.limiter.settle([Exact(name, evidence, Usage(*tokens), cost_of(tokens))]))
         made = self.model.made.get(name)
         if made is None or evidence.value <= made.rank:
             return
@@ -281,7 +350,7 @@ class QuotaMachine(RuleBasedStateMachine):
     def no_window_holds_more_than_its_limit(self) -> None:
         """What is decided on never exceeds a limit; only exact figures that came later may."""
         for limit in LIMITS:
-            if limit.kind in (LimitKind.REQUESTS, LimitKind.CONCURRENCY):
+            if limit.kind in (LimitKind.REQUESTS, LimitKind.CONCURRENCY) and not limit.shadow:
                 assert self.model.used(limit, self.model.now) <= limit.limit
 
 
@@ -291,7 +360,7 @@ def machine() -> Iterator[type[QuotaMachine]]:
     loop = asyncio.new_event_loop()
     with redis_server() as url:
         redis = connect(url)
-        limiter = Limiter(redis, lease_seconds=60, lifetime_seconds=3_600)
+        limiter = Limiter(redis, lease_seconds=60, lifetime_seconds=3_600, zone=ZONE, clock=SystemClock())
 
         class Machine(QuotaMachine):
             pass

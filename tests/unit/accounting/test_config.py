@@ -13,6 +13,14 @@ def test_defaults_are_usable() -> None:
     config = load(AccountingConfig, {})
     assert (config.port, config.lease_seconds, config.hard_lifetime_seconds) == (50052, 60, 3_600)
     assert (config.redis_lost_policy, config.recovery_seconds) == ("closed", 90)
+    assert (config.currency, config.time_zone, config.unpriced_models) == ("USD", "UTC", "zero")
+
+
+def test_money_and_calendar_are_the_installations() -> None:
+    """A currency by its code, a zone by its name."""
+    given = {"CURRENCY": "KRW", "TIME_ZONE": "Asia/Seoul", "UNPRICED_MODELS": "refuse"}
+    config = load(AccountingConfig, {f"NARU_ACCOUNTING_{name}": value for name, value in given.items()})
+    assert (config.currency, config.time_zone, config.unpriced_models) == tuple(given.values())
 
 
 def test_urls_are_secret() -> None:
@@ -33,6 +41,17 @@ def test_urls_are_secret() -> None:
         ("HARD_LIFETIME_SECONDS", "1e9"),
         ("RECOVERY_SECONDS", "-1"),
         ("RECOVERY_SECONDS", "inf"),
+        ("CURRENCY", "usd"),
+        ("CURRENCY", "USDT"),
+        ("CURRENCY", "USD\n"),
+        ("CURRENCY", ""),
+        ("TIME_ZONE", "Asia/Pyeongchang"),
+        ("TIME_ZONE", "Asia"),
+        ("TIME_ZONE", "/etc/localtime"),
+        ("TIME_ZONE", "../../etc/passwd"),
+        ("TIME_ZONE", ""),
+        ("TIME_ZONE", "\0"),
+        ("UNPRICED_MODELS", "free"),
     ],
 )
 def test_wrong_values_are_named(name: str, value: str) -> None:

@@ -6,6 +6,7 @@ from accounting.quota import (
     EventRef,
     Limit,
     LimitKind,
+    LimitScope,
     LimitState,
     LimitWindow,
     Refusal,
@@ -47,7 +48,7 @@ def test_a_closed_attempt() -> None:
 def test_tightest_first() -> None:
     """By the share that is left; a limit of nothing is the tightest."""
     states = [
-        LimitState(Limit("key", "k", LimitKind.REQUESTS, LimitWindow.MINUTE, limit), remaining, 0)
+        LimitState(Limit(LimitScope.KEY, "k", LimitKind.REQUESTS, LimitWindow.MINUTE, limit), remaining, 0)
         for limit, remaining in ((100, 50), (10, 1), (1_000, 900), (0, 0))
     ]
     assert [state.limit.limit for state in tightest_first(states)] == [0, 10, 100, 1_000]

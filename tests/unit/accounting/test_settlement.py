@@ -9,7 +9,9 @@ import pytest
 from accounting.quota import EventRef, Work
 from accounting.settlement import (
     Accuracy,
+    BookedEvent,
     Change,
+    Correction,
     Evidence,
     Outcome,
     RecordStatus,
@@ -43,22 +45,27 @@ def report(
     )
 
 
+def booked(evidence: Evidence, tokens: int = 0) -> BookedEvent:
+    """The report, at ten nano-units for a token."""
+    return BookedEvent(report(evidence, tokens), 1, tokens * 10, "price")
+
+
 @pytest.mark.parametrize("evidence", list(Evidence))
 def test_first_evidence(evidence: Evidence) -> None:
     """Only the engine's final report settles before the lease has ended."""
-    assert weigh(None, report(evidence)) == Change(settle=evidence is Evidence.FINAL, correction=None)
+    assert weigh(None, booked(evidence)) == Change(settle=evidence is Evidence.FINAL, correction=None)
 
 
 @pytest.mark.parametrize(("stored", "new"), list(itertools.product(Evidence, Evidence)))
 def test_later_evidence(stored: Evidence, new: Evidence) -> None:
     """Better evidence replaces; once figures have counted, it does so at once, and the difference is kept."""
-    waiting, settled = StoredEvent(stored, Usage(5), 1, None), StoredEvent(stored, Usage(5), 1, 2)
+    waiting, settled = StoredEvent(stored, Usage(5), 50, 1, None), StoredEvent(stored, Usage(5), 50, 1, 2)
     if new <= stored:
-        assert weigh(waiting, report(new, 7)) is None
-        assert weigh(settled, report(new, 7)) is None
+        assert weigh(waiting, booked(new, 7)) is None
+        assert weigh(settled, booked(new, 7)) is None
     else:
-        assert weigh(waiting, report(new, 7)) == Change(settle=new is Evidence.FINAL, correction=None)
-        assert weigh(settled, report(new, 3)) == Change(settle=True, correction=Usage(-2))
+        assert weigh(waiting, booked(new, 7)) == Change(settle=new is Evidence.FINAL, correction=None)
+        assert weigh(settled, booked(new, 3)) == Change(settle=True, correction=Correction(Usage(-2), -20))
 
 
 def test_reports_of_one_batch_are_answered_in_order() -> None:

@@ -28,6 +28,7 @@ from edge.ports import Call, GatewayPolicy, Progress
 from naru.clock import SystemClock
 from naru.errors import NaruError, Reason, invalid_argument, unavailable
 from naru.identity import Principal
+from naru.pricing import UnitPrices
 from naru.usage import Usage
 
 ACCEPTED = Accepted("m", 7, 1, 1_800_000_000.0)
@@ -132,6 +133,7 @@ CALL = Call(
     stream=True,
     input_tokens=10,
     output_tokens=0,
+    choices=1,
     traceparent="",
     body=b"{}",
 )
@@ -226,6 +228,20 @@ async def test_refusals_end() -> None:
         await run(world)
     assert [reservation.revision for reservation in world.reserved] == [0, 1, 2, 3]
     assert world.released == [("event", 0)]
+
+
+async def test_a_place_in_flight_may_be_free_a_moment_later() -> None:
+    """Asked once more, and only once: the request before it may be settled meanwhile."""
+    error = NaruError(Reason.CONCURRENCY_LIMIT_EXCEEDED, "Too many.", retry_after=1)
+    world = World([ACCEPTED, Delta(0, "hi", 1, "stop"), DONE])
+    world.decide = lambda _: ReserveResult(refusal=error if len(world.reserved) == 1 else None)
+    assert (await run(world))[0] == "hi"
+    assert [reservation.revision for reservation in world.reserved] == [0, 0]
+    world = World()
+    world.decide = lambda _: ReserveResult(refusal=error)
+    with pytest.raises(NaruError) as failure:
+        await run(world)
+    assert (failure.value, len(world.reserved)) == (error, 2)
 
 
 async def test_refused_reservation_takes_nothing() -> None:
@@ -361,3 +377,15 @@ async def test_leases_are_renewed_until_accepted() -> None:
     for task in [*tasks, renewing]:
         task.cancel()
     await asyncio.gather(*tasks, renewing, return_exceptions=True)
+
+
+async def test_cost_is_of_the_last_grant() -> None:
+    """A request costs what the grant it ran under says, for the exact usage; without prices there is no cost."""
+    world = World([Refused(invalid_argument("x", "larger"), prompt_tokens=20)], [ACCEPTED, DONE])
+    world.decide = lambda reservation: ReserveResult(
+        prices=UnitPrices(input_million=10**6, output_million=5 * 10**6, request=100 + reservation.revision)
+    )
+    _, progress = await run(world)
+    assert progress.cost == 7 + 5 + 101
+    _, unpriced = await run(World([ACCEPTED, DONE]))
+    assert unpriced.cost is None

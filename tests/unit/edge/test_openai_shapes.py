@@ -169,3 +169,18 @@ def test_ids_and_models() -> None:
         "object": "list",
         "data": [{"id": "m", "object": "model", "created": 1_800_000_000, "owned_by": "naru", "max_model_len": 2048}],
     }
+
+
+@pytest.mark.parametrize(
+    ("cost", "shown"),
+    [(12_345, "0.000012345"), (0, "0"), (5 * 10**9, "5"), (123_456_789_123_456_789, "123456789.123456789")],
+)
+def test_cost_is_a_number_of_units(cost: int, shown: str) -> None:
+    """The cost is in the usage, exact to the nano-unit, of whole answers and streams; without one there is no such field."""
+    for answer in (ChatAnswer(options()), CompletionAnswer(options())):
+        body = json.loads(answer.render(USAGE, cost), parse_float=str, parse_int=str)
+        assert body["usage"]["cost"] == shown
+        assert "cost" not in json.loads(answer.render(USAGE))["usage"]
+    for stream in (ChatStream(options(include_usage=True)), CompletionStream(options(include_usage=True))):
+        assert b'"cost":' + shown.encode() + b"}" in stream.finish(USAGE, cost)
+        assert b"cost" not in stream.finish(USAGE)

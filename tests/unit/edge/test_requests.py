@@ -54,7 +54,7 @@ def test_chat_output_tokens(fields: dict[str, Any], output_tokens: int) -> None:
 def test_completion_prompts(prompt: Any, prompts: int, most_input: int) -> None:
     """Prompts are counted in every form; without a cap each choice generates 16 tokens, as OpenAI's API says."""
     request = parse_completion(completion(prompt=prompt, n=2))
-    assert request.output_tokens == prompts * 2 * 16
+    assert (request.output_tokens, request.choices) == (prompts * 2 * 16, prompts * 2)
     assert len(str(prompt)) / 10 <= request.input_tokens <= most_input
 
 
@@ -153,3 +153,36 @@ def test_estimate_ignores_media_bytes() -> None:
 def test_estimate_counts_wide_characters_higher() -> None:
     """Text that is not ASCII takes more tokens per byte."""
     assert estimate_prompt_tokens("가".encode() * 100) > estimate_prompt_tokens(b"abc" * 100)
+
+
+@pytest.mark.parametrize(
+    ("usage", "include"),
+    [({"include": True}, True), ({"include": False}, False), ({"include": None}, False), (None, False)],
+)
+def test_asking_for_the_cost(usage: Any, include: bool) -> None:
+    """`usage.include` asks for the cost, which brings the usage to streams; the field never reaches the engine."""
+    for parse, body in ((parse_chat, chat), (parse_completion, completion)):
+        request = parse(body(usage=usage, stream=True))
+        assert (request.include_cost, request.include_usage) == (include, include)
+        assert json.loads(request.body) == json.loads(body(stream=True))
+    assert not parse_chat(chat()).include_cost
+
+
+def test_the_rest_of_the_body_stays_as_it_was_written() -> None:
+    """Numbers, order and texts are untouched when the edge's own field is taken out."""
+    rest = b'"a":1.50,"z":123456789012345678901234567890,"\\u0061b":{"y": 1,  "x":"\\u0041"}'
+    body = b'{"model":"m","usage":{"include":true},"messages":[],' + rest + b"}"
+    taken = parse_chat(body).body
+    assert b'"z":123456789012345678901234567890' in taken
+    assert b'"a":1.50' in taken
+    assert b'{"y": 1,  "x":"\\u0041"}' in taken
+    assert b"usage" not in taken
+    assert list(json.loads(taken)) == ["model", "messages", "a", "z", "ab"]
+
+
+@pytest.mark.parametrize(("usage", "field"), [(True, "usage"), ({"include": "yes"}, "usage.include")])
+def test_wrong_ways_to_ask_for_the_cost(usage: Any, field: str) -> None:
+    """A wrong type is named."""
+    with pytest.raises(NaruError) as raised:
+        parse_chat(chat(usage=usage))
+    assert raised.value.metadata == {"field": field}

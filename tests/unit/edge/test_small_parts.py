@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from edge.accounts import LimitKind, LimitState, LimitWindow
+from edge.accounts import LimitKind, LimitScope, LimitState, LimitWindow
 from edge.config import EdgeConfig
 from edge.generation import GenerationRequest, GenerationStream, ServedModel
 from edge.limits import format_duration, limit_headers
 from edge.openapi import document
 from edge.replicas import ReplicaPool
+from edge.routes.platform import ROWS
 from edge.routes.table import ALIASES
 from naru import config
 from naru.errors import NaruError, Reason
@@ -47,7 +48,7 @@ def test_tightest_limit_is_shown() -> None:
     """Of several limits of a kind the tightest is shown; those of minute and hour have headers of their own."""
 
     def state(kind: LimitKind, window: LimitWindow, limit: int, remaining: int) -> LimitState:
-        return LimitState("key", kind, window, limit, remaining, 1.5)
+        return LimitState(LimitScope.KEY, kind, window, limit, remaining, 1.5)
 
     headers = limit_headers(
         [
@@ -71,6 +72,32 @@ def test_tightest_limit_is_shown() -> None:
         "X-RateLimit-Remaining-Hour": "5",
     }
     assert limit_headers([]) == {}
+
+
+def test_only_limits_that_can_refuse_are_shown() -> None:
+    """A shadow limit, however tight, has no header, and one of money never; a day's or month's has the general ones."""
+
+    def state(kind: LimitKind, window: LimitWindow, limit: int, *, shadow: bool = False, model: str = "") -> LimitState:
+        return LimitState(LimitScope.WORKSPACE, kind, window, limit, limit - 1, 90_000.0, model=model, shadow=shadow)
+
+    headers = limit_headers(
+        [
+            state(LimitKind.COST, LimitWindow.MONTH, 1),
+            state(LimitKind.REQUESTS, LimitWindow.MINUTE, 2, shadow=True),
+            state(LimitKind.TOTAL_TOKENS, LimitWindow.DAY, 3, shadow=True),
+            state(LimitKind.REQUESTS, LimitWindow.MONTH, 4, model="m"),
+            state(LimitKind.REQUESTS, LimitWindow.DAY, 5),
+            state(LimitKind.INPUT_TOKENS, LimitWindow.MONTH, 6),
+        ]
+    )
+    assert headers == {
+        "X-RateLimit-Limit-Requests": "4",
+        "X-RateLimit-Remaining-Requests": "3",
+        "X-RateLimit-Reset-Requests": "25h0m0s",
+        "X-RateLimit-Limit-Tokens": "6",
+        "X-RateLimit-Remaining-Tokens": "5",
+        "X-RateLimit-Reset-Tokens": "25h0m0s",
+    }
 
 
 def test_configuration_from_variables() -> None:
@@ -155,7 +182,7 @@ def test_why_a_model_cannot_be_served(replicas: tuple[FakeReplica, ...], model: 
 
 def test_openapi_names_each_operation_once() -> None:
     """Every alias is in the document, and operation ids are unique."""
-    paths = document(ALIASES)["paths"]
+    paths = document(ALIASES, ROWS)["paths"]
     assert set(ALIASES) <= set(paths)
     ids = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
     assert len(ids) == len(set(ids))

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from naru.api.accounting.v1 import limit_pb2 as naru_dot_api_dot_accounting_dot_v1_dot_limit__pb2
+from naru.api.accounting.v1 import price_pb2 as naru_dot_api_dot_accounting_dot_v1_dot_price__pb2
 from naru.api.common.v1 import error_pb2 as naru_dot_api_dot_common_dot_v1_dot_error__pb2
 from naru.api.common.v1 import principal_pb2 as naru_dot_api_dot_common_dot_v1_dot_principal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*naru/api/accounting/v1/quota_service.proto\x12\x16naru.api.accounting.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1enaru/api/common/v1/error.proto\x1a\"naru/api/common/v1/principal.proto\"\xd3\x01\n\nLimitState\x12\r\n\x05scope\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.naru.api.accounting.v1.LimitKind\x12\x33\n\x06window\x18\x03 \x01(\x0e\x32#.naru.api.accounting.v1.LimitWindow\x12\r\n\x05limit\x18\x04 \x01(\x03\x12\x11\n\tremaining\x18\x05 \x01(\x03\x12.\n\x0breset_delay\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"D\n\x0eReserveRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.naru.api.accounting.v1.Reservation\"\x8e\x02\n\x0bReservation\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x05\x12\x30\n\tprincipal\x18\x04 \x01(\x0b\x32\x1d.naru.api.common.v1.Principal\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0frequested_model\x18\x06 \x01(\t\x12\x14\n\x0cserved_model\x18\x07 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x08 \x01(\t\x12\x14\n\x0cinput_tokens\x18\t \x01(\x03\x12\x15\n\routput_tokens\x18\n \x01(\x03\x12\x12\n\nrequest_id\x18\x0b \x01(\t\"I\n\x0fReserveResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.ReserveResult\"\xd0\x01\n\rReserveResult\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\x05grant\x18\x03 \x01(\x0b\x32\x1d.naru.api.accounting.v1.GrantH\x00\x12,\n\x07refusal\x18\x04 \x01(\x0b\x32\x19.naru.api.common.v1.ErrorH\x00\x12\x32\n\x06limits\x18\x05 \x03(\x0b\x32\".naru.api.accounting.v1.LimitStateB\n\n\x08\x64\x65\x63ision\"\xa4\x01\n\x05Grant\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x10output_token_cap\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x30\n\x0creserve_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x13\n\x11_output_token_cap\"-\n\x08\x45ventRef\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"A\n\x0eReleaseRequest\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .naru.api.accounting.v1.EventRef\"I\n\x0fReleaseResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.ReleaseResult\"!\n\rReleaseResult\x12\x10\n\x08released\x18\x01 \x01(\x08\"?\n\x0cRenewRequest\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .naru.api.accounting.v1.EventRef\"E\n\rRenewResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.naru.api.accounting.v1.RenewResult\"U\n\x0bRenewResult\x12\x0f\n\x07renewed\x18\x01 \x01(\x08\x12\x35\n\x11lease_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xc9\x01\n\tLimitKind\x12\x1a\n\x16LIMIT_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_KIND_REQUESTS\x10\x01\x12\x1b\n\x17LIMIT_KIND_INPUT_TOKENS\x10\x02\x12\x1c\n\x18LIMIT_KIND_OUTPUT_TOKENS\x10\x03\x12\x1b\n\x17LIMIT_KIND_TOTAL_TOKENS\x10\x04\x12\x13\n\x0fLIMIT_KIND_COST\x10\x05\x12\x1a\n\x16LIMIT_KIND_CONCURRENCY\x10\x06*\x89\x01\n\x0bLimitWindow\x12\x1c\n\x18LIMIT_WINDOW_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_WINDOW_MINUTE\x10\x01\x12\x15\n\x11LIMIT_WINDOW_HOUR\x10\x02\x12\x14\n\x10LIMIT_WINDOW_DAY\x10\x03\x12\x16\n\x12LIMIT_WINDOW_MONTH\x10\x04\x32\xab\x02\n\x0cQuotaService\x12_\n\x07Reserve\x12&.naru.api.accounting.v1.ReserveRequest\x1a\'.naru.api.accounting.v1.ReserveResponse\"\x03\x90\x02\x02\x12_\n\x07Release\x12&.naru.api.accounting.v1.ReleaseRequest\x1a\'.naru.api.accounting.v1.ReleaseResponse\"\x03\x90\x02\x02\x12Y\n\x05Renew\x12$.naru.api.accounting.v1.RenewRequest\x1a%.naru.api.accounting.v1.RenewResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*naru/api/accounting/v1/quota_service.proto\x12\x16naru.api.accounting.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"naru/api/accounting/v1/limit.proto\x1a\"naru/api/accounting/v1/price.proto\x1a\x1enaru/api/common/v1/error.proto\x1a\"naru/api/common/v1/principal.proto\"D\n\x0eReserveRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.naru.api.accounting.v1.Reservation\"\x9f\x02\n\x0bReservation\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x10\n\x08revision\x18\x03 \x01(\x05\x12\x30\n\tprincipal\x18\x04 \x01(\x0b\x32\x1d.naru.api.common.v1.Principal\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x17\n\x0frequested_model\x18\x06 \x01(\t\x12\x14\n\x0cserved_model\x18\x07 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x08 \x01(\t\x12\x14\n\x0cinput_tokens\x18\t \x01(\x03\x12\x15\n\routput_tokens\x18\n \x01(\x03\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x0f\n\x07\x63hoices\x18\x0c \x01(\x05\"I\n\x0fReserveResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.ReserveResult\"\xd0\x01\n\rReserveResult\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\x05grant\x18\x03 \x01(\x0b\x32\x1d.naru.api.accounting.v1.GrantH\x00\x12,\n\x07refusal\x18\x04 \x01(\x0b\x32\x19.naru.api.common.v1.ErrorH\x00\x12\x32\n\x06limits\x18\x05 \x03(\x0b\x32\".naru.api.accounting.v1.LimitStateB\n\n\x08\x64\x65\x63ision\"\xd8\x01\n\x05Grant\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x10output_token_cap\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x30\n\x0creserve_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x06prices\x18\x04 \x01(\x0b\x32\".naru.api.accounting.v1.UnitPricesB\x13\n\x11_output_token_cap\"-\n\x08\x45ventRef\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\"A\n\x0eReleaseRequest\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .naru.api.accounting.v1.EventRef\"I\n\x0fReleaseResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.ReleaseResult\"!\n\rReleaseResult\x12\x10\n\x08released\x18\x01 \x01(\x08\"?\n\x0cRenewRequest\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .naru.api.accounting.v1.EventRef\"E\n\rRenewResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.naru.api.accounting.v1.RenewResult\"U\n\x0bRenewResult\x12\x0f\n\x07renewed\x18\x01 \x01(\x08\x12\x35\n\x11lease_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x10GetLimitsRequest\x12\x30\n\tprincipal\x18\x01 \x01(\x0b\x32\x1d.naru.api.common.v1.Principal\x12\x16\n\x0e\x63lient_address\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"U\n\x11GetLimitsResponse\x12\x32\n\x06limits\x18\x01 \x03(\x0b\x32\".naru.api.accounting.v1.LimitState\x12\x0c\n\x04tier\x18\x02 \x01(\t2\x92\x03\n\x0cQuotaService\x12_\n\x07Reserve\x12&.naru.api.accounting.v1.ReserveRequest\x1a\'.naru.api.accounting.v1.ReserveResponse\"\x03\x90\x02\x02\x12_\n\x07Release\x12&.naru.api.accounting.v1.ReleaseRequest\x1a\'.naru.api.accounting.v1.ReleaseResponse\"\x03\x90\x02\x02\x12Y\n\x05Renew\x12$.naru.api.accounting.v1.RenewRequest\x1a%.naru.api.accounting.v1.RenewResponse\"\x03\x90\x02\x02\x12\x65\n\tGetLimits\x12(.naru.api.accounting.v1.GetLimitsRequest\x1a).naru.api.accounting.v1.GetLimitsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,36 +42,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUOTASERVICE'].methods_by_name['Release']._serialized_options = b'\220\002\002'
   _globals['_QUOTASERVICE'].methods_by_name['Renew']._loaded_options = None
   _globals['_QUOTASERVICE'].methods_by_name['Renew']._serialized_options = b'\220\002\002'
-  _globals['_LIMITKIND']._serialized_start=1661
-  _globals['_LIMITKIND']._serialized_end=1862
-  _globals['_LIMITWINDOW']._serialized_start=1865
-  _globals['_LIMITWINDOW']._serialized_end=2002
-  _globals['_LIMITSTATE']._serialized_start=204
-  _globals['_LIMITSTATE']._serialized_end=415
-  _globals['_RESERVEREQUEST']._serialized_start=417
-  _globals['_RESERVEREQUEST']._serialized_end=485
-  _globals['_RESERVATION']._serialized_start=488
-  _globals['_RESERVATION']._serialized_end=758
-  _globals['_RESERVERESPONSE']._serialized_start=760
-  _globals['_RESERVERESPONSE']._serialized_end=833
-  _globals['_RESERVERESULT']._serialized_start=836
-  _globals['_RESERVERESULT']._serialized_end=1044
-  _globals['_GRANT']._serialized_start=1047
-  _globals['_GRANT']._serialized_end=1211
-  _globals['_EVENTREF']._serialized_start=1213
-  _globals['_EVENTREF']._serialized_end=1258
-  _globals['_RELEASEREQUEST']._serialized_start=1260
-  _globals['_RELEASEREQUEST']._serialized_end=1325
-  _globals['_RELEASERESPONSE']._serialized_start=1327
-  _globals['_RELEASERESPONSE']._serialized_end=1400
-  _globals['_RELEASERESULT']._serialized_start=1402
-  _globals['_RELEASERESULT']._serialized_end=1435
-  _globals['_RENEWREQUEST']._serialized_start=1437
-  _globals['_RENEWREQUEST']._serialized_end=1500
-  _globals['_RENEWRESPONSE']._serialized_start=1502
-  _globals['_RENEWRESPONSE']._serialized_end=1571
-  _globals['_RENEWRESULT']._serialized_start=1573
-  _globals['_RENEWRESULT']._serialized_end=1658
-  _globals['_QUOTASERVICE']._serialized_start=2005
-  _globals['_QUOTASERVICE']._serialized_end=2304
+  _globals['_QUOTASERVICE'].methods_by_name['GetLimits']._loaded_options = None
+  _globals['_QUOTASERVICE'].methods_by_name['GetLimits']._serialized_options = b'\220\002\001'
+  _globals['_RESERVEREQUEST']._serialized_start=243
+  _globals['_RESERVEREQUEST']._serialized_end=311
+  _globals['_RESERVATION']._serialized_start=314
+  _globals['_RESERVATION']._serialized_end=601
+  _globals['_RESERVERESPONSE']._serialized_start=603
+  _globals['_RESERVERESPONSE']._serialized_end=676
+  _globals['_RESERVERESULT']._serialized_start=679
+  _globals['_RESERVERESULT']._serialized_end=887
+  _globals['_GRANT']._serialized_start=890
+  _globals['_GRANT']._serialized_end=1106
+  _globals['_EVENTREF']._serialized_start=1108
+  _globals['_EVENTREF']._serialized_end=1153
+  _globals['_RELEASEREQUEST']._serialized_start=1155
+  _globals['_RELEASEREQUEST']._serialized_end=1220
+  _globals['_RELEASERESPONSE']._serialized_start=1222
+  _globals['_RELEASERESPONSE']._serialized_end=1295
+  _globals['_RELEASERESULT']._serialized_start=1297
+  _globals['_RELEASERESULT']._serialized_end=1330
+  _globals['_RENEWREQUEST']._serialized_start=1332
+  _globals['_RENEWREQUEST']._serialized_end=1395
+  _globals['_RENEWRESPONSE']._serialized_start=1397
+  _globals['_RENEWRESPONSE']._serialized_end=1466
+  _globals['_RENEWRESULT']._serialized_start=1468
+  _globals['_RENEWRESULT']._serialized_end=1553
+  _globals['_GETLIMITSREQUEST']._serialized_start=1555
+  _globals['_GETLIMITSREQUEST']._serialized_end=1662
+  _globals['_GETLIMITSRESPONSE']._serialized_start=1664
+  _globals['_GETLIMITSRESPONSE']._serialized_end=1749
+  _globals['_QUOTASERVICE']._serialized_start=1752
+  _globals['_QUOTASERVICE']._serialized_end=2154
 # @@protoc_insertion_point(module_scope)

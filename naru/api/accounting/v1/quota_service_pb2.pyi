@@ -5,11 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from naru.api.accounting.v1 import limit_pb2 as _limit_pb2
+from naru.api.accounting.v1 import price_pb2 as _price_pb2
 from naru.api.common.v1 import error_pb2 as _error_pb2
 from naru.api.common.v1 import principal_pb2 as _principal_pb2
 import builtins as _builtins
@@ -22,122 +22,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _LimitKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _LimitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    LIMIT_KIND_UNSPECIFIED: _LimitKind.ValueType  # 0
-    """Never sent."""
-    LIMIT_KIND_REQUESTS: _LimitKind.ValueType  # 1
-    """Requests admitted."""
-    LIMIT_KIND_INPUT_TOKENS: _LimitKind.ValueType  # 2
-    """Prompt tokens."""
-    LIMIT_KIND_OUTPUT_TOKENS: _LimitKind.ValueType  # 3
-    """Generated tokens."""
-    LIMIT_KIND_TOTAL_TOKENS: _LimitKind.ValueType  # 4
-    """Prompt and generated tokens."""
-    LIMIT_KIND_COST: _LimitKind.ValueType  # 5
-    """Money, in nano-units of the installation's currency."""
-    LIMIT_KIND_CONCURRENCY: _LimitKind.ValueType  # 6
-    """Requests in flight; has no window."""
-
-class LimitKind(_LimitKind, metaclass=_LimitKindEnumTypeWrapper):
-    """What a limit counts."""
-
-LIMIT_KIND_UNSPECIFIED: LimitKind.ValueType  # 0
-"""Never sent."""
-LIMIT_KIND_REQUESTS: LimitKind.ValueType  # 1
-"""Requests admitted."""
-LIMIT_KIND_INPUT_TOKENS: LimitKind.ValueType  # 2
-"""Prompt tokens."""
-LIMIT_KIND_OUTPUT_TOKENS: LimitKind.ValueType  # 3
-"""Generated tokens."""
-LIMIT_KIND_TOTAL_TOKENS: LimitKind.ValueType  # 4
-"""Prompt and generated tokens."""
-LIMIT_KIND_COST: LimitKind.ValueType  # 5
-"""Money, in nano-units of the installation's currency."""
-LIMIT_KIND_CONCURRENCY: LimitKind.ValueType  # 6
-"""Requests in flight; has no window."""
-Global___LimitKind: _TypeAlias = LimitKind  # noqa: Y015
-
-class _LimitWindow:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _LimitWindowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitWindow.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    LIMIT_WINDOW_UNSPECIFIED: _LimitWindow.ValueType  # 0
-    """None: the limit counts what is in flight."""
-    LIMIT_WINDOW_MINUTE: _LimitWindow.ValueType  # 1
-    """Slides over 60 buckets of one second."""
-    LIMIT_WINDOW_HOUR: _LimitWindow.ValueType  # 2
-    """Slides over 60 buckets of one minute."""
-    LIMIT_WINDOW_DAY: _LimitWindow.ValueType  # 3
-    """A calendar day in the installation's zone."""
-    LIMIT_WINDOW_MONTH: _LimitWindow.ValueType  # 4
-    """A calendar month in the installation's zone."""
-
-class LimitWindow(_LimitWindow, metaclass=_LimitWindowEnumTypeWrapper):
-    """Over which time a limit counts."""
-
-LIMIT_WINDOW_UNSPECIFIED: LimitWindow.ValueType  # 0
-"""None: the limit counts what is in flight."""
-LIMIT_WINDOW_MINUTE: LimitWindow.ValueType  # 1
-"""Slides over 60 buckets of one second."""
-LIMIT_WINDOW_HOUR: LimitWindow.ValueType  # 2
-"""Slides over 60 buckets of one minute."""
-LIMIT_WINDOW_DAY: LimitWindow.ValueType  # 3
-"""A calendar day in the installation's zone."""
-LIMIT_WINDOW_MONTH: LimitWindow.ValueType  # 4
-"""A calendar month in the installation's zone."""
-Global___LimitWindow: _TypeAlias = LimitWindow  # noqa: Y015
-
-@_typing.final
-class LimitState(_message.Message):
-    """Where one limit stands after a decision."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SCOPE_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    WINDOW_FIELD_NUMBER: _builtins.int
-    LIMIT_FIELD_NUMBER: _builtins.int
-    REMAINING_FIELD_NUMBER: _builtins.int
-    RESET_DELAY_FIELD_NUMBER: _builtins.int
-    scope: _builtins.str
-    """Whose limit: "key", "user", "workspace", "address" or "tier"."""
-    kind: Global___LimitKind.ValueType
-    """What it counts."""
-    window: Global___LimitWindow.ValueType
-    """Over which time."""
-    limit: _builtins.int
-    """The limit."""
-    remaining: _builtins.int
-    """What is left of it."""
-    @_builtins.property
-    def reset_delay(self) -> _duration_pb2.Duration:
-        """An upper bound of the time until all of it is free again if nothing more is taken."""
-
-    def __init__(
-        self,
-        *,
-        scope: _builtins.str = ...,
-        kind: Global___LimitKind.ValueType = ...,
-        window: Global___LimitWindow.ValueType = ...,
-        limit: _builtins.int = ...,
-        remaining: _builtins.int = ...,
-        reset_delay: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_delay", b"reset_delay"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "limit", b"limit", "remaining", b"remaining", "reset_delay", b"reset_delay", "scope", b"scope", "window", b"window"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LimitState: _TypeAlias = LimitState  # noqa: Y015
 
 @_typing.final
 class ReserveRequest(_message.Message):
@@ -180,6 +64,7 @@ class Reservation(_message.Message):
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUIDv7 of the request."""
     attempt: _builtins.int
@@ -202,6 +87,10 @@ class Reservation(_message.Message):
     """
     request_id: _builtins.str
     """Request id shown to the caller."""
+    choices: _builtins.int
+    """How many choices it can generate over all prompts; 0 is taken as 1. Counts where output_tokens is 0: the default is one
+    for each choice.
+    """
     @_builtins.property
     def principal(self) -> _principal_pb2.Principal:
         """Who pays. Believed only from the edge and from inference."""
@@ -220,10 +109,11 @@ class Reservation(_message.Message):
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        choices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "client_address", b"client_address", "endpoint", b"endpoint", "event_id", b"event_id", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "principal", b"principal", "request_id", b"request_id", "requested_model", b"requested_model", "revision", b"revision", "served_model", b"served_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "choices", b"choices", "client_address", b"client_address", "endpoint", b"endpoint", "event_id", b"event_id", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "principal", b"principal", "request_id", b"request_id", "requested_model", b"requested_model", "revision", b"revision", "served_model", b"served_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,7 +169,7 @@ class ReserveResult(_message.Message):
         """
 
     @_builtins.property
-    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitState]:
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limit_pb2.LimitState]:
         """The limits that were checked, tightest first."""
 
     def __init__(
@@ -289,7 +179,7 @@ class ReserveResult(_message.Message):
         attempt: _builtins.int = ...,
         grant: Global___Grant | None = ...,
         refusal: _error_pb2.Error | None = ...,
-        limits: _abc.Iterable[Global___LimitState] | None = ...,
+        limits: _abc.Iterable[_limit_pb2.LimitState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "grant", b"grant", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -310,6 +200,7 @@ class Grant(_message.Message):
     LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKEN_CAP_FIELD_NUMBER: _builtins.int
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
+    PRICES_FIELD_NUMBER: _builtins.int
     output_token_cap: _builtins.int
     """A cap on generated tokens per choice that the engine must be given, because a limit on tokens, cost or credit applies and
     the caller set none. Absent: no cap.
@@ -322,16 +213,21 @@ class Grant(_message.Message):
     def reserve_time(self) -> _timestamp_pb2.Timestamp:
         """When capacity was taken, by the limiter's clock: usage is booked at this time."""
 
+    @_builtins.property
+    def prices(self) -> _price_pb2.UnitPrices:
+        """What it will cost, per unit. Absent: nobody set a price for the model, it costs nothing."""
+
     def __init__(
         self,
         *,
         lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
         output_token_cap: _builtins.int | None = ...,
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
+        prices: _price_pb2.UnitPrices | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap", "lease_expire_time", b"lease_expire_time", "output_token_cap", b"output_token_cap", "reserve_time", b"reserve_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap", "lease_expire_time", b"lease_expire_time", "output_token_cap", b"output_token_cap", "prices", b"prices", "reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap", "lease_expire_time", b"lease_expire_time", "output_token_cap", b"output_token_cap", "reserve_time", b"reserve_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap", "lease_expire_time", b"lease_expire_time", "output_token_cap", b"output_token_cap", "prices", b"prices", "reserve_time", b"reserve_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_token_cap: _TypeAlias = _typing.Literal["output_token_cap"]  # noqa: Y015
     _WhichOneofArgType__output_token_cap: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap"]  # noqa: Y015
@@ -510,3 +406,63 @@ class RenewResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewResult: _TypeAlias = RenewResult  # noqa: Y015
+
+@_typing.final
+class GetLimitsRequest(_message.Message):
+    """Request of GetLimits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    client_address: _builtins.str
+    """The caller's address, for limits by address. Believed from the edge and the operator only. May be empty."""
+    model: _builtins.str
+    """Also the limits for this model alone. Empty: only those that count all models together."""
+    @_builtins.property
+    def principal(self) -> _principal_pb2.Principal:
+        """Whose limits. Believed only from the edge and the operator; every other caller sees their own."""
+
+    def __init__(
+        self,
+        *,
+        principal: _principal_pb2.Principal | None = ...,
+        client_address: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "model", b"model", "principal", b"principal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLimitsRequest: _TypeAlias = GetLimitsRequest  # noqa: Y015
+
+@_typing.final
+class GetLimitsResponse(_message.Message):
+    """Response of GetLimits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    """Name of the tier that applies."""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limit_pb2.LimitState]:
+        """The limits, tightest first."""
+
+    def __init__(
+        self,
+        *,
+        limits: _abc.Iterable[_limit_pb2.LimitState] | None = ...,
+        tier: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLimitsResponse: _TypeAlias = GetLimitsResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class QuotaServiceStub(object):
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.FromString,
                 _registered_method=True)
+        self.GetLimits = channel.unary_unary(
+                '/naru.api.accounting.v1.QuotaService/GetLimits',
+                request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.GetLimitsRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.GetLimitsResponse.FromString,
+                _registered_method=True)
 
 
 class QuotaServiceServicer(object):
@@ -79,6 +84,13 @@ class QuotaServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLimits(self, request, context):
+        """Tells where every limit stands that applies to a caller, without taking anything.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_QuotaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +108,11 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.FromString,
                     response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.SerializeToString,
+            ),
+            'GetLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLimits,
+                    request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.GetLimitsRequest.FromString,
+                    response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.GetLimitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +197,33 @@ class QuotaService(object):
             '/naru.api.accounting.v1.QuotaService/Renew',
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.SerializeToString,
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.accounting.v1.QuotaService/GetLimits',
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.GetLimitsRequest.SerializeToString,
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.GetLimitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

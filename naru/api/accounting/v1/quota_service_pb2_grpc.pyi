@@ -43,6 +43,8 @@ class QuotaServiceStub:
     """
     Renew: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.RenewRequest, _quota_service_pb2.RenewResponse]
     """Extends leases of requests that are still running by 60 seconds from now."""
+    GetLimits: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.GetLimitsRequest, _quota_service_pb2.GetLimitsResponse]
+    """Tells where every limit stands that applies to a caller, without taking anything."""
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
@@ -59,6 +61,8 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """
     Renew: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.RenewRequest, _quota_service_pb2.RenewResponse]  # type: ignore[assignment]
     """Extends leases of requests that are still running by 60 seconds from now."""
+    GetLimits: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.GetLimitsRequest, _quota_service_pb2.GetLimitsResponse]  # type: ignore[assignment]
+    """Tells where every limit stands that applies to a caller, without taking anything."""
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides whether a request may be made, before the engine works."""
@@ -90,5 +94,13 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.RenewResponse, _abc.Awaitable[_quota_service_pb2.RenewResponse]]:
         """Extends leases of requests that are still running by 60 seconds from now."""
+
+    @_abc_1.abstractmethod
+    def GetLimits(
+        self,
+        request: _quota_service_pb2.GetLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.GetLimitsResponse, _abc.Awaitable[_quota_service_pb2.GetLimitsResponse]]:
+        """Tells where every limit stands that applies to a caller, without taking anything."""
 
 def add_QuotaServiceServicer_to_server(servicer: QuotaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -268,6 +268,8 @@ class UsageRow(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    UNPRICED_REQUESTS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Public id of the key, if grouped by it."""
     model: _builtins.str
@@ -278,6 +280,10 @@ class UsageRow(_message.Message):
     """The workspace, if grouped by it."""
     requests: _builtins.int
     """How many requests."""
+    cost: _builtins.int
+    """What they cost, in nano-units of the installation's currency."""
+    unpriced_requests: _builtins.int
+    """How many of the requests cost nothing because nobody had set a price for their model."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """The tokens."""
@@ -291,10 +297,12 @@ class UsageRow(_message.Message):
         workspace_id: _builtins.str = ...,
         requests: _builtins.int = ...,
         usage: _usage_pb2.Usage | None = ...,
+        cost: _builtins.int = ...,
+        unpriced_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "key_id", b"key_id", "model", b"model", "requests", b"requests", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "day", b"day", "key_id", b"key_id", "model", b"model", "requests", b"requests", "unpriced_requests", b"unpriced_requests", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from naru.api.auth.v1 import api_key_pb2 as naru_dot_api_dot_auth_dot_v1_dot_api
 from naru.api.common.v1 import principal_pb2 as naru_dot_api_dot_common_dot_v1_dot_principal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&naru/api/auth/v1/api_key_service.proto\x12\x10naru.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1enaru/api/auth/v1/api_key.proto\x1a\"naru/api/common/v1/principal.proto\"\x80\x02\n\x13\x43reateApiKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x17\n\x0fservice_account\x18\x04 \x01(\t\x12&\n\x04role\x18\x05 \x01(\x0e\x32\x18.naru.api.common.v1.Role\x12\x0c\n\x04tier\x18\x06 \x01(\t\x12*\n\x06scopes\x18\x07 \x01(\x0b\x32\x1a.naru.api.common.v1.Scopes\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x14\x43reateApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x12\n\nsecret_key\x18\x02 \x01(\t\"g\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x14\n\x0cshow_revoked\x18\x04 \x01(\x08\"Z\n\x13ListApiKeysResponse\x12*\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x14RevokeApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey2\xb8\x02\n\rApiKeyService\x12\x62\n\x0c\x43reateApiKey\x12%.naru.api.auth.v1.CreateApiKeyRequest\x1a&.naru.api.auth.v1.CreateApiKeyResponse\"\x03\x90\x02\x02\x12_\n\x0bListApiKeys\x12$.naru.api.auth.v1.ListApiKeysRequest\x1a%.naru.api.auth.v1.ListApiKeysResponse\"\x03\x90\x02\x01\x12\x62\n\x0cRevokeApiKey\x12%.naru.api.auth.v1.RevokeApiKeyRequest\x1a&.naru.api.auth.v1.RevokeApiKeyResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&naru/api/auth/v1/api_key_service.proto\x12\x10naru.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1enaru/api/auth/v1/api_key.proto\x1a\"naru/api/common/v1/principal.proto\"\x80\x02\n\x13\x43reateApiKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x17\n\x0fservice_account\x18\x04 \x01(\t\x12&\n\x04role\x18\x05 \x01(\x0e\x32\x18.naru.api.common.v1.Role\x12\x0c\n\x04tier\x18\x06 \x01(\t\x12*\n\x06scopes\x18\x07 \x01(\x0b\x32\x1a.naru.api.common.v1.Scopes\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x14\x43reateApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x12\n\nsecret_key\x18\x02 \x01(\t\"u\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x14\n\x0cshow_revoked\x18\x04 \x01(\x08\x12\x0c\n\x04tier\x18\x05 \x01(\t\"Z\n\x13ListApiKeysResponse\x12*\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x14RevokeApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey2\xb8\x02\n\rApiKeyService\x12\x62\n\x0c\x43reateApiKey\x12%.naru.api.auth.v1.CreateApiKeyRequest\x1a&.naru.api.auth.v1.CreateApiKeyResponse\"\x03\x90\x02\x02\x12_\n\x0bListApiKeys\x12$.naru.api.auth.v1.ListApiKeysRequest\x1a%.naru.api.auth.v1.ListApiKeysResponse\"\x03\x90\x02\x01\x12\x62\n\x0cRevokeApiKey\x12%.naru.api.auth.v1.RevokeApiKeyRequest\x1a&.naru.api.auth.v1.RevokeApiKeyResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,13 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEAPIKEYRESPONSE']._serialized_start=420
   _globals['_CREATEAPIKEYRESPONSE']._serialized_end=505
   _globals['_LISTAPIKEYSREQUEST']._serialized_start=507
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=610
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=612
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=702
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=704
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=761
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=763
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=828
-  _globals['_APIKEYSERVICE']._serialized_start=831
-  _globals['_APIKEYSERVICE']._serialized_end=1143
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=624
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=626
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=716
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=718
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=775
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=777
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=842
+  _globals['_APIKEYSERVICE']._serialized_start=845
+  _globals['_APIKEYSERVICE']._serialized_end=1157
 # @@protoc_insertion_point(module_scope)

@@ -115,6 +115,7 @@ class ListApiKeysRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     SHOW_REVOKED_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """How many to return. Default 50, at most 1,000; more is taken as 1,000, less than 0 is an error."""
     page_token: _builtins.str
@@ -123,6 +124,8 @@ class ListApiKeysRequest(_message.Message):
     """Only keys of this workspace. Empty: every workspace the caller may see."""
     show_revoked: _builtins.bool
     """Include revoked keys. Default: false."""
+    tier: _builtins.str
+    """Only keys of this tier, whether their own or their workspace's; expired ones only with show_revoked. Empty: all."""
     def __init__(
         self,
         *,
@@ -130,10 +133,11 @@ class ListApiKeysRequest(_message.Message):
         page_token: _builtins.str = ...,
         workspace_id: _builtins.str = ...,
         show_revoked: _builtins.bool = ...,
+        tier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "show_revoked", b"show_revoked", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "show_revoked", b"show_revoked", "tier", b"tier", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
