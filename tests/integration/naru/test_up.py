@@ -98,7 +98,11 @@ def test_a_second_signal_ends_it_at_once(naru: Platform) -> None:
 def test_closing_the_terminal_ends_it_in_order(naru: Platform) -> None:
     """Nothing can be printed any more then; everything is taken down all the same."""
     ours, theirs = pty.openpty()
-    code = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from naru.cli.main import main; main()"
+    # Whoever runs the tests under nohup has the signal ignored, and what they start inherits that.
+    code = (
+        "import fcntl, signal, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+        " fcntl.ioctl(0, termios.TIOCSCTTY, 0); from naru.cli.main import main; main()"
+    )
     naru.process = subprocess.Popen(
         [sys.executable, "-c", code, "up"],
         cwd=ROOT,
