@@ -86,6 +86,8 @@ def main() -> int:
     """Returns 0 when everything held."""
     try:
         say("building")
+        # What a run that was cut off left behind would be taken for ours.
+        compose("down", "--volumes", "--timeout", "20")
         compose("build")
         compose("up", "-d")
         until(healthy, 600, "all services healthy")

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from naru.embedded import redis_executable
 
@@ -29,12 +29,20 @@ def redis_server() -> Iterator[str]:
             process.wait()
 
 
+def free_ports(count: int) -> list[int]:
+    """So many different ports of 127.0.0.1 that nobody listens on at this moment."""
+    with ExitStack() as stack:
+        # All at once: a port that was let go may be given out again.
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -20,7 +20,7 @@ from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
 from naru.api.auth.v1 import api_key_service_pb2, api_key_service_pb2_grpc
 from naru.cli.state import StateFolder
 from naru.cli.up import DEFAULT_PORTS
-from naru.testing.redis_server import free_port
+from naru.testing.redis_server import free_ports
 
 ROOT = Path(__file__).parents[2]
 MODEL_FOLDER = ROOT / ".naru/models/smollm2-135m-instruct"
@@ -34,7 +34,7 @@ class Platform:
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self.state = StateFolder(folder)
         self._clients: list[openai.OpenAI] = []
-        self.ports = {name: free_port() for name in DEFAULT_PORTS}
+        self.ports = dict(zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS)), strict=True))
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("NARU_", "OPENAI_", "OTEL_"))},
             **{name: str(port) for name, port in self.ports.items()},
@@ -136,7 +136,7 @@ class Platform:
         environ = dict(
             entry.split("=", 1) for entry in Path(f"/proc/{first}/environ").read_text().split("\0") if "=" in entry
         )
-        port, ops_port = free_port(), free_port()
+        port, ops_port = free_ports(2)
         environ |= {"NARU_EDGE_PORT": str(port), "NARU_EDGE_OPS_PORT": str(ops_port)}
         with (self.state.logs / "edge-2.log").open("wb") as output:
             edge = subprocess.Popen([sys.executable, "-m", "edge"], cwd=ROOT, env=environ, stdout=output, stderr=output)
