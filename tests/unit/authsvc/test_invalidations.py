@@ -98,6 +98,8 @@ async def test_a_numbering_that_went_back_ends_the_watches(store: KeyStore, data
     assert await soon(again) == first
     await again.aclose()
     polling.cancel()
+    # It may be in the middle of asking the database, which is closed next.
+    await asyncio.wait([polling])
 
 
 async def test_old_knowledge_is_no_heartbeat(store: KeyStore) -> None:
