@@ -53,6 +53,14 @@ test-behaviour: $(developed) $(default_model)/config.json ## Run the slower test
 test-faults: $(developed) $(default_model)/config.json ## Kill and restart real processes under load
 	$(bin)/python -m pytest -m faults $(T)
 
+.PHONY: chaos
+chaos: $(developed) ## Ten thousand streams while processes are killed at random, and whether the books hold (10 minutes)
+	$(bin)/python -m tests.support.chaos
+
+.PHONY: bench
+bench: $(developed) ## How much accounting carries on this machine
+	$(bin)/python -m bench.accounting
+
 .PHONY: compose-test
 compose-test: $(developed) ## Build the images, bring the compose file up, use it, break it (needs Docker)
 	$(bin)/python deploy/compose_test.py

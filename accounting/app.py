@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from zoneinfo import ZoneInfo
@@ -16,19 +17,31 @@ from accounting.catalogue_store import CatalogueStore
 from accounting.clients import ApiKeys
 from accounting.config import AccountingConfig
 from accounting.epoch import EpochKeeper
+from accounting.ledger_management import LedgerManager
+from accounting.ledger_servicer import LedgerServicer
+from accounting.ledger_store import LedgerStore
+from accounting.ledger_verification import LedgerVerifier
 from accounting.limiter import Limiter
 from accounting.limits import Tier
+from accounting.outcomes import Outcomes, Sealer
 from accounting.price_management import PriceManager
 from accounting.readiness import Readiness
 from accounting.recording import Recorder
 from accounting.report_store import ReportStore
+from accounting.request_store import RequestStore
 from accounting.reservations import Reservations
-from accounting.servicer import QuotaServicer, UsageServicer
+from accounting.retention import Pruner
+from accounting.retention_store import RetentionStore
+from accounting.rollup_store import RollupStore
+from accounting.rollups import Roller
+from accounting.servicer import QuotaServicer
 from accounting.store import UsageStore
 from accounting.sweeper import Sweeper
 from accounting.tier_management import TierManager
+from accounting.usage_servicer import UsageServicer
 from naru.api.accounting.v1 import (
     budget_service_pb2_grpc,
+    ledger_service_pb2_grpc,
     pricing_service_pb2_grpc,
     quota_service_pb2_grpc,
     tier_service_pb2_grpc,
@@ -77,9 +90,12 @@ async def running(
         catalogue = CatalogueKeeper(catalogue_store, file_tiers, clock, _log)
         limiter = _limiter(config, clock)
         stack.push_async_callback(limiter.close)
+        sealer = None if config.outcome_key is None else Sealer(config.outcome_key, os.urandom)
+        outcomes = Outcomes(limiter, sealer, logger=_log, metrics=metrics)
         reservations = Reservations(
             limiter=limiter,
             catalogue=catalogue,
+            outcomes=outcomes,
             clock=clock,
             logger=_log,
             metrics=metrics,
@@ -109,6 +125,8 @@ async def running(
             metrics=metrics,
             lease_seconds=config.lease_seconds,
         )
+        roller = Roller(RollupStore(database), logger=_log, metrics=metrics)
+        pruner = _pruner(config, database, clock, metrics)
         authsvc = ServiceClient(config.authsvc_address, name="authsvc", service_token=token, tracing=tracing)
         stack.push_async_callback(authsvc.close)
         principals = CachedAuthenticator(authsvc, clock)
@@ -120,12 +138,19 @@ async def running(
         )
         server.add(
             quota_service_pb2_grpc.add_QuotaServiceServicer_to_server,
-            QuotaServicer(reservations),
+            QuotaServicer(reservations, outcomes),
             "naru.api.accounting.v1.QuotaService",
         )
         server.add(
             usage_service_pb2_grpc.add_UsageServiceServicer_to_server,
-            UsageServicer(recorder, ReportStore(database), _log),
+            UsageServicer(
+                recorder=recorder,
+                pruner=pruner,
+                reports=ReportStore(database),
+                requests=RequestStore(database),
+                clock=clock,
+                logger=_log,
+            ),
             "naru.api.accounting.v1.UsageService",
         )
         _add_catalogue_services(
@@ -134,6 +159,7 @@ async def running(
             keeper=catalogue,
             file_tiers=file_tiers,
             keys=ApiKeys(authsvc),
+            ledger=_ledger(config, database, limiter, catalogue, clock),
             clock=clock,
         )
         ops = OpsListener(metrics, lambda: server.serving)
@@ -143,10 +169,13 @@ async def running(
         await answering(
             lambda: _check_database(database, catalogue), seconds=config.database_wait, stopping=lifecycle.stopping
         )
+        await pruner.load()
         await sweeper.sweep()
         stack.push_async_callback(lifecycle.background.close)
         _ = lifecycle.background.start("catalogue", catalogue.run())
         _ = lifecycle.background.start("sweeper", sweeper.run())
+        _ = lifecycle.background.start("roller", roller.run())
+        _ = lifecycle.background.start("pruner", pruner.run())
         _ = lifecycle.background.start("invalidations", principals.watch())
         port = await server.start(config.host, config.port)
         stack.push_async_callback(server.stop, config.shutdown_grace)
@@ -169,6 +198,16 @@ async def migrate(config: AccountingConfig) -> None:
     _log.info("the schema is up to date")
 
 
+def _ledger(
+    config: AccountingConfig, database: Database, limiter: Limiter, catalogue: CatalogueKeeper, clock: Clock
+) -> LedgerServicer:
+    manager = LedgerManager(
+        store=LedgerStore(database), limiter=limiter, refresh=catalogue.refresh, clock=clock, new_id=uuid7
+    )
+    verifier = LedgerVerifier(database=database, limiter=limiter, clock=clock, lease_seconds=config.lease_seconds)
+    return LedgerServicer(manager, verifier)
+
+
 def _add_catalogue_services(
     server: GrpcServer,
     *,
@@ -176,6 +215,7 @@ def _add_catalogue_services(
     keeper: CatalogueKeeper,
     file_tiers: dict[str, Tier],
     keys: ApiKeys,
+    ledger: LedgerServicer,
     clock: Clock,
 ) -> None:
     tiers = TierManager(
@@ -197,6 +237,9 @@ def _add_catalogue_services(
         pricing_service_pb2_grpc.add_PricingServiceServicer_to_server,
         PricingServicer(prices),
         "naru.api.accounting.v1.PricingService",
+    )
+    server.add(
+        ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server, ledger, "naru.api.accounting.v1.LedgerService"
     )
 
 
@@ -224,6 +267,18 @@ def _limiter(config: AccountingConfig, clock: Clock) -> Limiter:
         lifetime_seconds=config.hard_lifetime_seconds,
         zone=ZoneInfo(config.time_zone),
         clock=clock,
+    )
+
+
+def _pruner(config: AccountingConfig, database: Database, clock: Clock, metrics: Metrics) -> Pruner:
+    return Pruner(
+        RetentionStore(database),
+        clock=clock,
+        logger=_log,
+        metrics=metrics,
+        usage_days=config.usage_days,
+        request_log_days=config.request_log_days,
+        lifetime_seconds=config.hard_lifetime_seconds,
     )
 
 

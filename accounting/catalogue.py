@@ -1,4 +1,4 @@
-"""Everything an operator decided, at one moment: tiers, budgets and prices. Pure."""
+"""Everything an operator decided, at one moment: tiers, budgets, prices and credit. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from accounting.limits import FALLBACK_TIER, Budget, Tier, caller_scope, subjects
-from accounting.quota import Limit, LimitScope
+from accounting.limits import FALLBACK_TIER, Budget, LimitRule, Tier, caller_scope, subjects
+from accounting.quota import Limit, LimitKind, LimitScope, LimitWindow
 from naru.identity import Principal
 from naru.pricing import UnitPrices
 
@@ -41,10 +41,18 @@ class Catalogue:
 
     Args:
         tiers: By name. Without one called `free`, callers of an undefined tier have no limits.
+        credit: By workspace that pays in advance, the most it may ever have used: its credit and its overdraft, in nano-units.
     """
 
-    def __init__(self, tiers: Mapping[str, Tier], budgets: Iterable[Budget] = (), prices: Iterable[Price] = ()) -> None:
+    def __init__(
+        self,
+        tiers: Mapping[str, Tier],
+        budgets: Iterable[Budget] = (),
+        prices: Iterable[Price] = (),
+        credit: Mapping[str, int] | None = None,
+    ) -> None:
         self._tiers = dict(tiers)
+        self._credit = dict(credit or {})
         self._budgets: dict[tuple[LimitScope, str], list[Budget]] = {}
         for budget in budgets:
             self._budgets.setdefault((budget.scope, budget.scope_id), []).append(budget)
@@ -60,8 +68,14 @@ class Catalogue:
         """The tier that applies to callers of `name`: that of `free`, when nobody defined it."""
         return self._tiers.get(name) or self._tiers.get(FALLBACK_TIER) or Tier(FALLBACK_TIER)
 
+    def lifetime_rules(self) -> frozenset[tuple[str, str, LimitRule]]:
+        """The rules of tiers and budgets that count for all time, each with whose it is."""
+        of_tiers = ((name, one.scope.value, one.rule) for name, tier in self._tiers.items() for one in tier.limits)
+        of_budgets = ((one.scope_id, one.scope.value, one.rule) for many in self._budgets.values() for one in many)
+        return frozenset(found for found in (*of_tiers, *of_budgets) if found[2].window is LimitWindow.TOTAL)
+
     def limits(self, principal: Principal, client_address: str = "", model: str = "") -> tuple[Limit, ...]:
-        """The limits of a request: of its tier, and the budgets of everybody whom it counts for."""
+        """The limits of a request: of its tier, the budgets of everybody whom it counts for, and its workspace's credit."""
         whom = subjects(principal, client_address)
         caller = caller_scope(principal)
         found = []
@@ -74,6 +88,9 @@ class Catalogue:
                 for budget in self._budgets.get((scope, scope_id), ()):
                     if budget.rule.model in ("", model):
                         found.append(budget.rule.limit_of(scope, scope_id))
+        credit = self._credit.get(principal.workspace_id)
+        if credit is not None:
+            found.append(credit_limit(principal.workspace_id, credit))
         return tuple(found)
 
     def price(self, model: str, workspace_id: str, time: int) -> Price | None:
@@ -84,3 +101,8 @@ class Catalogue:
             if price is not None:
                 return price
         return None
+
+
+def credit_limit(workspace_id: str, credit: int) -> Limit:
+    """What a workspace that pays in advance may ever use. Where it was given less than nothing, it is nothing."""
+    return Limit(LimitScope.WORKSPACE, workspace_id, LimitKind.COST, LimitWindow.TOTAL, max(credit, 0))

@@ -40,6 +40,7 @@ _WINDOWS: Mapping[int, LimitWindow] = {
     limit_pb2.LIMIT_WINDOW_HOUR: LimitWindow.HOUR,
     limit_pb2.LIMIT_WINDOW_DAY: LimitWindow.DAY,
     limit_pb2.LIMIT_WINDOW_MONTH: LimitWindow.MONTH,
+    limit_pb2.LIMIT_WINDOW_TOTAL: LimitWindow.TOTAL,
 }
 SCOPES_TO_PROTO = {scope: limit_pb2.LimitScope.ValueType(number) for number, scope in _SCOPES.items()}
 """Scopes on the wire."""
@@ -75,8 +76,8 @@ def tier_to_proto(tier: Tier) -> tier_service_pb2.Tier:
             for one in tier.limits
         ],
         default_output_tokens=tier.default_output_tokens,
-        create_time=None if tier.create_time is None else _time_to_proto(tier.create_time),
-        update_time=None if tier.update_time is None else _time_to_proto(tier.update_time),
+        create_time=None if tier.create_time is None else time_to_proto(tier.create_time),
+        update_time=None if tier.update_time is None else time_to_proto(tier.update_time),
     )
 
 
@@ -99,8 +100,8 @@ def budget_to_proto(budget: Budget) -> budget_service_pb2.Budget:
         scope_id=budget.scope_id,
         rule=_rule_to_proto(budget.rule),
         description=budget.description,
-        create_time=_time_to_proto(budget.create_time),
-        update_time=_time_to_proto(budget.update_time),
+        create_time=time_to_proto(budget.create_time),
+        update_time=time_to_proto(budget.update_time),
     )
 
 
@@ -117,9 +118,7 @@ def price_from_proto(request: pricing_service_pb2.CreatePriceRequest) -> PriceWi
         message.model,
         UnitPrices(units.input_million, units.cached_input_million, units.output_million, units.request),
         message.workspace_id,
-        _time_from_proto("price.effective_time", message.effective_time)
-        if message.HasField("effective_time")
-        else None,
+        time_from_proto("price.effective_time", message.effective_time) if message.HasField("effective_time") else None,
     )
 
 
@@ -130,8 +129,8 @@ def price_to_proto(price: Price) -> price_pb2.Price:
         model=price.model,
         workspace_id=price.workspace_id,
         unit_prices=unit_prices_to_proto(price.unit_prices),
-        effective_time=_time_to_proto(price.effective_time),
-        create_time=_time_to_proto(price.create_time),
+        effective_time=time_to_proto(price.effective_time),
+        create_time=time_to_proto(price.create_time),
     )
 
 
@@ -174,13 +173,14 @@ def _known(members: Mapping[int, Member], number: int, field: str) -> Member:
     return member
 
 
-def _time_from_proto(field: str, message: Timestamp) -> int:
+def time_from_proto(field: str, message: Timestamp) -> int:
     """Microseconds since the Unix epoch; what is finer is cut off."""
     if not 0 <= message.seconds <= _SECONDS_MAX or not 0 <= message.nanos < 1_000_000_000:
         raise invalid_argument(field, f"{field} must be a time from the year 1970 to 9999.")
     return message.seconds * _MICROS + message.nanos // 1_000
 
 
-def _time_to_proto(micros: int) -> Timestamp:
+def time_to_proto(micros: int) -> Timestamp:
+    """Microseconds since the Unix epoch on the wire."""
     seconds, rest = divmod(micros, _MICROS)
     return Timestamp(seconds=seconds, nanos=rest * 1_000)

@@ -105,5 +105,6 @@ class CatalogueKeeper:
         if await self._store.revision() == self._revision:
             return
         found = await self._store.load()
-        self._catalogue = Catalogue(tiers_in_force(found.tiers, self._file_tiers), found.budgets, found.prices)
+        tiers = tiers_in_force(found.tiers, self._file_tiers)
+        self._catalogue = Catalogue(tiers, found.budgets, found.prices, found.credit)
         self._revision = found.revision

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from accounting.catalogue import Price
 from accounting.limits import Budget, LimitRule, Tier, TierLimit
 from accounting.quota import LimitKind, LimitScope, LimitWindow
-from accounting.tables import budgets, catalogue_revision, prices, tiers
+from accounting.tables import budgets, catalogue_revision, ledger_accounts, prices, tiers
 from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
 from naru.pricing import UnitPrices
@@ -21,12 +21,13 @@ from naru.pricing import UnitPrices
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that is kept, at one revision."""
+    """Everything that is kept, at one revision. `credit`: by workspace that pays in advance, the most it may ever have used."""
 
     revision: int
     tiers: tuple[Tier, ...]
     budgets: tuple[Budget, ...]
     prices: tuple[Price, ...]
+    credit: Mapping[str, int] = field(default_factory=dict)
 
 
 class CatalogueStore:
@@ -55,6 +56,7 @@ class CatalogueStore:
                 tuple(_to_tier(row) for row in await connection.execute(sa.select(tiers))),
                 tuple(_to_budget(row) for row in await connection.execute(sa.select(budgets).order_by(*_BUDGET_ORDER))),
                 tuple(_to_price(row) for row in await connection.execute(sa.select(prices))),
+                await _credit(connection),
             )
 
     async def tiers(self) -> list[Tier]:
@@ -70,12 +72,12 @@ class CatalogueStore:
     async def add_tier(self, tier: Tier) -> tuple[Tier, bool]:
         """Adds the tier unless there is one of its name. Returns the one that is there now, and whether it was added."""
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             found = await _tier(connection, tier.name)
             if found is not None:
                 return found, False
             await connection.execute(sa.insert(tiers).values(_from_tier(tier)))
-            await _count(connection)
+            await count_change(connection)
         return tier, True
 
     async def put_tier(self, tier: Tier, *, must_exist: bool) -> Tier:
@@ -85,7 +87,7 @@ class CatalogueStore:
         """
         columns = _from_tier(tier)
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             found = await _tier(connection, tier.name)
             if found is None and must_exist:
                 raise not_found("tier", tier.name)
@@ -94,7 +96,7 @@ class CatalogueStore:
             else:
                 columns["create_time"] = found.create_time
                 await connection.execute(sa.update(tiers).where(tiers.c.name == tier.name).values(columns))
-            await _count(connection)
+            await count_change(connection)
             stored = await _tier(connection, tier.name)
         assert stored is not None  # noqa: S101 -- it was written in this transaction
         return stored
@@ -105,7 +107,7 @@ class CatalogueStore:
         Raises NaruError FAILED_PRECONDITION when a budget is for it, with `unless_budgeted`.
         """
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             if unless_budgeted and await _is_budgeted(connection, name):
                 raise NaruError(
                     Reason.FAILED_PRECONDITION,
@@ -139,20 +141,20 @@ class CatalogueStore:
         Raises NaruError NOT_FOUND when the tier that it is for has no row here, with `needs_tier`.
         """
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             found = await _budget(connection, budget.budget_id)
             if found is not None:
                 return found, False
             if needs_tier and await _tier(connection, budget.scope_id) is None:
                 raise not_found("tier", budget.scope_id)
             await connection.execute(sa.insert(budgets).values(_from_budget(budget)))
-            await _count(connection)
+            await count_change(connection)
         return budget, True
 
     async def change_budget(self, budget_id: str, change: Callable[[Budget], Budget]) -> Budget:
         """Replaces the budget by what `change` makes of it, and returns that. Raises NaruError NOT_FOUND."""
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             found = await _budget(connection, budget_id)
             if found is None:
                 raise not_found("budget", budget_id)
@@ -160,13 +162,13 @@ class CatalogueStore:
             await connection.execute(
                 sa.update(budgets).where(budgets.c.budget_id == budget_id).values(_from_budget(changed))
             )
-            await _count(connection)
+            await count_change(connection)
         return changed
 
     async def delete_budget(self, budget_id: str) -> bool:
         """Deletes the budget; False when there was none."""
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             return await _delete(connection, budgets, budgets.c.budget_id == budget_id)
 
     async def prices(
@@ -203,7 +205,7 @@ class CatalogueStore:
         Raises NaruError ALREADY_EXISTS when another one of the model and workspace begins at the same time.
         """
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             found = await _price(connection, prices.c.price_id == price_id)
             if found is not None:
                 return found, False
@@ -220,13 +222,13 @@ class CatalogueStore:
                     metadata={"resource": "price", "name": price.model},
                 )
             await connection.execute(sa.insert(prices).values(_from_price(price)))
-            await _count(connection)
+            await count_change(connection)
         return price, True
 
     async def delete_price(self, price_id: str, check: Callable[[Price], None]) -> bool:
         """Deletes the price unless `check`, which is asked once nothing can come in between, raises; False without one."""
         async with self._database.writing() as connection:
-            await _lock(connection)
+            await lock_catalogue(connection)
             found = await _price(connection, prices.c.price_id == price_id)
             if found is None:
                 return False
@@ -238,19 +240,28 @@ _BUDGET_ORDER = (budgets.c.create_time, budgets.c.budget_id)
 _PRICE_ORDER = (prices.c.effective_time, prices.c.price_id)
 
 
-async def _lock(connection: AsyncConnection) -> None:
+async def lock_catalogue(connection: AsyncConnection) -> None:
     """Waits for other changes to end. On SQLite, beginning to write has done so already."""
     await connection.execute(sa.select(catalogue_revision.c.revision).with_for_update())
 
 
-async def _count(connection: AsyncConnection) -> None:
+async def count_change(connection: AsyncConnection) -> None:
+    """Lets every process load the catalogue anew. The catalogue must be locked."""
     await connection.execute(sa.update(catalogue_revision).values(revision=catalogue_revision.c.revision + 1))
+
+
+async def _credit(connection: AsyncConnection) -> dict[str, int]:
+    accounts = ledger_accounts.c
+    query = sa.select(accounts.workspace_id, accounts.credited, accounts.overdraft).where(
+        accounts.overdraft.is_not(None)
+    )
+    return {row.workspace_id: row.credited + row.overdraft for row in await connection.execute(query)}
 
 
 async def _delete(connection: AsyncConnection, table: sa.Table, which: sa.ColumnElement[bool]) -> bool:
     deleted = (await connection.execute(sa.delete(table).where(which))).rowcount > 0
     if deleted:
-        await _count(connection)
+        await count_change(connection)
     return deleted
 
 

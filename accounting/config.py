@@ -12,6 +12,8 @@ from naru.config import ServiceConfig, setting
 
 _POLICIES = ("closed", "open")
 _UNPRICED = ("zero", "refuse")
+_SECRET_CHARACTERS = 32
+_MOST_DAYS = 36_500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,12 @@ class AccountingConfig(ServiceConfig):
     )
     lease_seconds: float = setting(60.0, "Seconds that a reservation lives without being renewed.")
     hard_lifetime_seconds: float = setting(3_600.0, "Seconds that a reservation lives at most.")
+    outcome_key: str | None = setting(
+        None,
+        "What the answers to requests with an Idempotency-Key are encrypted with, 32 characters or more; unset: such"
+        " requests are refused.",
+        secret=True,
+    )
     tiers_file: Path | None = setting(
         None, "TOML file of tiers, which replace others of the same name and cannot be changed at run time."
     )
@@ -50,6 +58,10 @@ class AccountingConfig(ServiceConfig):
     unpriced_models: str = setting(
         "zero", "Requests for models that have no price: zero lets them cost nothing, refuse refuses them."
     )
+    usage_days: int = setting(
+        90, "Days that single usage events are kept, 32 or more; sums by the hour are kept for good."
+    )
+    request_log_days: int = setting(30, "Days that lines of the request log are kept.")
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that makes no sense."""
@@ -62,12 +74,19 @@ class AccountingConfig(ServiceConfig):
             )
         if not 0 <= self.recovery_seconds <= 86_400:
             raise ValueError("NARU_ACCOUNTING_RECOVERY_SECONDS must be from 0 to 86400")
+        if self.outcome_key is not None and len(self.outcome_key) < _SECRET_CHARACTERS:
+            raise ValueError(f"NARU_ACCOUNTING_OUTCOME_KEY must have at least {_SECRET_CHARACTERS} characters")
         if not re.fullmatch("[A-Z]{3}", self.currency):
             raise ValueError("NARU_ACCOUNTING_CURRENCY must be three capital letters, such as USD")
         if not _is_zone(self.time_zone):
             raise ValueError("NARU_ACCOUNTING_TIME_ZONE must be the name of a time zone, such as Asia/Seoul")
         if self.unpriced_models not in _UNPRICED:
             raise ValueError(f"NARU_ACCOUNTING_UNPRICED_MODELS must be one of {', '.join(_UNPRICED)}")
+        # An emptied Redis gets the counts of this month back from the single events.
+        if not 32 <= self.usage_days <= _MOST_DAYS:
+            raise ValueError(f"NARU_ACCOUNTING_USAGE_DAYS must be from 32 to {_MOST_DAYS}")
+        if not 1 <= self.request_log_days <= _MOST_DAYS:
+            raise ValueError(f"NARU_ACCOUNTING_REQUEST_LOG_DAYS must be from 1 to {_MOST_DAYS}")
 
 
 def _is_zone(name: str) -> bool:

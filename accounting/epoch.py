@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from zoneinfo import ZoneInfo
 
 from accounting import calendar
+from accounting.catalogue import credit_limit
 from accounting.catalogue_keeper import CatalogueKeeper
 from accounting.limiter import MICROS, Booked, Epoch, Limiter
+from accounting.limits import LimitRule
 from accounting.quota import BUCKETS, Limit, LimitKind, LimitWindow
 from accounting.store import BookedUsage, UsageStore
 from naru.logs import Logger
@@ -47,6 +49,7 @@ class EpochKeeper:
         self._new_id = new_id
         self._noted: str | None = None
         self._loaded: str | None = None
+        self._lifetimes: frozenset[tuple[str, str, LimitRule]] = frozenset()
 
     async def check(self) -> None:
         """Begins an epoch if there is none, and sees its recovery through.
@@ -65,6 +68,24 @@ class EpochKeeper:
             return
         await self._store.note_epoch(epoch.epoch_id)
         self._noted = epoch.epoch_id
+
+    async def reconcile(self) -> None:
+        """Lets what is counted for all time be no less than SQL knows of.
+
+        The limiter learns so of what was used before such a limit was made, and of what it was never told because it had
+        forgotten the reservation. Raises NaruError SERVICE_UNAVAILABLE when Redis or the database is away.
+        """
+        rules = self._catalogue.current.lifetime_rules()
+        if rules != self._lifetimes:
+            await self._load_window(LimitWindow.TOTAL, 0, _AGES)
+            self._lifetimes = rules
+        await self._load_credit()
+
+    async def _load_credit(self) -> None:
+        accounts = await self._store.prepaid()
+        await self._load_all(
+            [Booked(credit_limit(one.workspace_id, 0), 0, one.used) for one in accounts if one.used > 0]
+        )
 
     async def _recover(self, epoch: Epoch) -> bool:
         """Loads the windows when the recovery is first seen and again when it is over, and tells whether it is.
@@ -86,6 +107,9 @@ class EpochKeeper:
         for window in (LimitWindow.DAY, LimitWindow.MONTH):
             _, begin, _, _ = calendar.periods(window, epoch.now, self._zone)
             await self._load_window(window, begin, _AGES)
+        if self._catalogue.current.lifetime_rules():
+            await self._load_window(LimitWindow.TOTAL, 0, _AGES)
+        await self._load_credit()
 
     async def _load_window(self, window: LimitWindow, since: int, bucket_seconds: int) -> None:
         catalogue = self._catalogue.current
@@ -99,7 +123,11 @@ class EpochKeeper:
             }
             for limit in counted:
                 amounts[limit, booked.bucket] += _amount(limit.kind, booked)
-        loaded = [Booked(limit, bucket, amount) for (limit, bucket), amount in amounts.items() if amount > 0]
+        await self._load_all(
+            [Booked(limit, bucket, amount) for (limit, bucket), amount in amounts.items() if amount > 0]
+        )
+
+    async def _load_all(self, loaded: Sequence[Booked]) -> None:
         for start in range(0, len(loaded), 1_000):
             await self._limiter.load(loaded[start : start + 1_000])
 

@@ -1,11 +1,11 @@
-"""Runs `quota_windows.lua` and `quota.lua`, which are one script, on Redis."""
+"""Runs `quota_windows.lua`, `quota_keys.lua` and `quota.lua`, which are one script, on Redis."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from redis.exceptions import (
 )
 
 from accounting import calendar
+from accounting.idempotency import Held, HeldState, KeptOutcome, name_of
+from accounting.limiter_wire import decode_ref, decode_work, encode_idempotency, encode_limit, encode_refs, encode_work
 from accounting.quota import (
     EventRef,
     Grant,
@@ -46,14 +48,14 @@ from accounting.quota import (
 from accounting.settlement import Exact
 from naru.clock import Clock
 from naru.errors import NaruError, unavailable
-from naru.identity import Principal, Role
 
 MICROS = 1_000_000
-_SCRIPTS = ("quota_windows.lua", "quota.lua")
+_SCRIPTS = ("quota_windows.lua", "quota_keys.lua", "quota.lua")
 _CALENDAR = (LimitWindow.DAY, LimitWindow.MONTH)
 _EPOCH_KEY = "{naru}:epoch"
 _CONNECTIONS = 16
 _TIMEOUT_SECONDS = 2.0
+_OUTCOME_SECONDS = 3_600
 _AWAY = (
     BusyLoadingError,
     ClusterDownError,
@@ -78,9 +80,9 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The answer to one reservation, before anything is added to a grant."""
+    """The answer to one reservation, before anything is added to a grant, or read of what was kept."""
 
-    outcome: Grant | NaruError
+    outcome: Grant | Held | NaruError
     limits: tuple[LimitState, ...]
     notices: tuple[LimitNotice, ...] = ()
 
@@ -166,6 +168,7 @@ class Limiter:
             "lifetime": round(lifetime_seconds * MICROS),
             # Longer than any request can be on its way, and than any window looks back.
             "memory": round((max(lifetime_seconds, 3_660) + 2 * lease_seconds) * MICROS),
+            "outcomes": _OUTCOME_SECONDS * MICROS,
         }
 
     async def ping(self) -> None:
@@ -188,8 +191,9 @@ class Limiter:
                 "input": reservation.input_tokens,
                 "output": reservation.output_tokens,
                 "cost": reservation.cost,
-                "about": _encode_work(reservation.work),
-                "limits": [asdict(limit) for limit in limits],
+                "about": encode_work(reservation.work),
+                "limits": [encode_limit(limit) for limit in limits],
+                **encode_idempotency(reservation),
             }
             for reservation, limits in items
         ]
@@ -205,11 +209,15 @@ class Limiter:
 
     async def release(self, refs: Sequence[EventRef]) -> list[bool]:
         """Gives back what each holds, except its request count. Tells which were open."""
-        return [answer == 1 for answer in await self._run("release", _encode_refs(refs))]
+        return [answer == 1 for answer in await self._run("release", encode_refs(refs))]
+
+    async def finish(self, refs: Sequence[EventRef]) -> None:
+        """Gives back the places in flight of requests that have ended, before what they used is known."""
+        await self._run("finish", encode_refs(refs))
 
     async def renew(self, refs: Sequence[EventRef]) -> list[int | None]:
         """Extends leases. Tells when each ends (microseconds); None when it does not go on."""
-        return [answer or None for answer in await self._run("renew", _encode_refs(refs))]
+        return [answer or None for answer in await self._run("renew", encode_refs(refs))]
 
     async def settle(self, items: Sequence[Exact]) -> None:
         """Closes reservations with what they really used. Idempotent; only better evidence changes figures again."""
@@ -232,20 +240,32 @@ class Limiter:
         They are this caller's for `hold_seconds`; those it has not settled by then are claimed again.
         """
         answers = await self._run("claim", [], most=most, hold=round(hold_seconds * MICROS))
-        return [
-            ReservedWork(_decode_ref(ref), reserve_time, _decode_work(about)) for ref, reserve_time, about in answers
-        ]
+        return [ReservedWork(decode_ref(ref), reserve_time, decode_work(about)) for ref, reserve_time, about in answers]
 
     async def look_up(self, refs: Sequence[EventRef]) -> list[Known]:
         """What is known of each reservation."""
-        answers = await self._run("look_up", _encode_refs(refs))
+        answers = await self._run("look_up", encode_refs(refs))
         return [Known(state in ("open", "expiring"), reserve_time) for state, reserve_time in answers]
+
+    async def keep(self, kept: KeptOutcome, sealed: str) -> bool:
+        """Notes what became of an event with an idempotency key. Tells whether the key was its own. Idempotent.
+
+        `sealed` is the outcome, encrypted; it is kept for an hour.
+        """
+        item = {
+            "name": name_of(kept.principal, kept.key),
+            "event": kept.event_id,
+            "fate": kept.fate,
+            "sealed": sealed,
+        }
+        (answer,) = await self._run("keep", [item])
+        return bool(answer)
 
     async def inspect(self, limits: Sequence[Limit]) -> tuple[LimitState, ...]:
         """Where each limit stands, tightest first."""
         if not limits:
             return ()
-        (flat,) = await self._run("inspect", [{"limits": [asdict(limit) for limit in limits]}])
+        (flat,) = await self._run("inspect", [{"limits": [encode_limit(limit) for limit in limits]}])
         return tightest_first(_states(limits, flat))
 
     async def begin_epoch(self, epoch_id: str, recovery_seconds: float) -> Epoch:
@@ -257,7 +277,10 @@ class Limiter:
 
     async def load(self, booked: Sequence[Booked]) -> None:
         """Makes each window hold at least what is known from elsewhere. Idempotent."""
-        encoded = [{**asdict(item.limit), "bucket": item.bucket, "amount": item.amount} for item in booked]
+        encoded = [
+            {**encode_limit(item.limit), "bucket": item.bucket, "amount": item.amount, "exact": str(item.amount)}
+            for item in booked
+        ]
         await self._run("load", encoded)
 
     async def close(self) -> None:
@@ -320,7 +343,10 @@ def _taken(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Tak
     decision, reserve_time, lease_time, refusal, flat, notices = answer
     match decision:
         case "granted":
-            outcome: Grant | NaruError = Grant(reserve_time, lease_time)
+            outcome: Grant | Held | NaruError = Grant(reserve_time, lease_time)
+        case "held":
+            held = json.loads(refusal)
+            outcome = Held(held["event"], HeldState(held["state"]), held["sealed"])
         case "refused":
             outcome = refusal_error(_decode_refusal(json.loads(refusal)))
         case _:
@@ -332,11 +358,15 @@ def _taken(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Tak
     return Taken(outcome, tightest_first(_states(limits, flat)), told)
 
 
-def _states(limits: Sequence[Limit], flat: Sequence[int]) -> list[LimitState]:
+def _states(limits: Sequence[Limit], flat: Sequence[Any]) -> list[LimitState]:
     """The states that came flat; none when the script did not look at the limits."""
     return [
-        LimitState(limit, remaining, reset / MICROS)
-        for limit, remaining, reset in zip(limits, flat[::2], flat[1::2], strict=False)
+        LimitState(
+            limit,
+            max(limit.limit - int(found), 0) if limit.window is LimitWindow.TOTAL else found,
+            None if reset < 0 else reset / MICROS,
+        )
+        for limit, found, reset in zip(limits, flat[::2], flat[1::2], strict=False)
     ]
 
 
@@ -348,38 +378,4 @@ def _decode_refusal(found: Mapping[str, Any]) -> Refusal:
         int(found["limit"]),
         int(found["requested"]),
         int(found["retry"]) / MICROS if "retry" in found else None,
-    )
-
-
-def _encode_refs(refs: Sequence[EventRef]) -> list[dict[str, Any]]:
-    return [{"event": ref.event_id, "attempt": ref.attempt} for ref in refs]
-
-
-def _decode_ref(text: str) -> EventRef:
-    event_id, _, attempt = text.rpartition(":")
-    return EventRef(event_id, int(attempt))
-
-
-def _encode_work(work: Work) -> str:
-    who = work.principal
-    principal = [who.workspace_id, who.role, who.tier, who.key_id, who.user_id, who.service_account]
-    return json.dumps([principal, work.requested_model, work.served_model, work.endpoint, work.request_id])
-
-
-def _decode_work(text: str) -> Work:
-    principal, requested_model, served_model, endpoint, request_id = json.loads(text)
-    workspace_id, role, tier, key_id, user_id, service_account = principal
-    return Work(
-        Principal(
-            workspace_id=workspace_id,
-            role=Role(role),
-            tier=tier,
-            key_id=key_id,
-            user_id=user_id,
-            service_account=service_account,
-        ),
-        requested_model,
-        served_model,
-        endpoint,
-        request_id,
     )

@@ -96,7 +96,7 @@ def caller_scope(principal: Principal) -> LimitScope:
 def check_rule(rule: LimitRule, field: str) -> None:
     """Raises NaruError INVALID_ARGUMENT, naming what is wrong below `field`."""
     if (rule.kind is LimitKind.CONCURRENCY) != (rule.window is LimitWindow.NONE):
-        needs = "no window" if rule.kind is LimitKind.CONCURRENCY else "a window: minute, hour, day or month"
+        needs = "no window" if rule.kind is LimitKind.CONCURRENCY else "a window: minute, hour, day, month or total"
         raise invalid_argument(f"{field}.window", f"A limit on {_words(rule.kind)} needs {needs}.")
     if not 0 <= rule.limit <= MAX_LIMIT:
         raise invalid_argument(f"{field}.limit", f"{field}.limit must be a whole number from 0 to {MAX_LIMIT:,}.")

@@ -51,14 +51,15 @@ def requested_id(resource: str, caller: Caller, request_id: str, new_id: Callabl
     """The id of what a request makes: the same for the same request of the same caller, else a new one."""
     if not request_id:
         return new_id()
+    return str(uuid.uuid5(_REQUESTS, f"{resource} {caller_name(caller)} {request_id}"))
+
+
+def caller_name(caller: Caller) -> str:
+    """Who it is, such as "key:x7Gq01abcdEF"."""
     principal = caller.principal
     if principal is None:
-        who = f"service:{caller.service}"
-    elif principal.key_id:
-        who = f"key:{principal.key_id}"
-    else:
-        who = f"user:{principal.user_id}"
-    return str(uuid.uuid5(_REQUESTS, f"{resource} {who} {request_id}"))
+        return f"service:{caller.service}"
+    return f"key:{principal.key_id}" if principal.key_id else f"user:{principal.user_id}"
 
 
 def already_exists(resource: str, name: str, message: str) -> NaruError:

@@ -1,4 +1,5 @@
--- The second part of the limiter's script: reservations and the operations on them. `quota_windows.lua` comes before it.
+-- The last part of the limiter's script: reservations and the operations on them. `quota_windows.lua` and `quota_keys.lua`
+-- come before it.
 --
 -- A reservation's state is open, expiring (claimed by a sweeper), released, refused (a better figure did not fit) or settled.
 
@@ -60,6 +61,9 @@ local function replace(key, ref, item, found)
     put_back(places, ref, NOTHING)
     close(key, ref, 'refused', {})
     call('HSET', key, 'refusal', cjson.encode(refusal), 'revision', item.revision)
+    if item.idempotency then
+      free_key(item.idempotency.name, item.event)
+    end
     return refuse(refusal, item, notices)
   end
   local held = take(item, ref, false, notices)
@@ -120,19 +124,30 @@ end
 local function reserve(item)
   local ref = reference(item)
   local key = PREFIX .. 'r:' .. ref
-  local found = fields(key, 'state', 'revision', 'reserve', 'lease', 'deadline', 'held', 'refusal', 'over')
+  local found = fields(key, 'state', 'revision', 'reserve', 'lease', 'deadline', 'held', 'refusal', 'over', 'ended')
   if not found.state then
+    local held = keyed_before(item)
+    if held then
+      return { 'held', 0, 0, cjson.encode(held), states_of(item.limits), {} }
+    end
     local notices = {}
     local counts = not counted_before(item)
     local before = take_over(item)
     local refusal = refusal_of(item, ref, counts, notices)
     if refusal then
       give_back(before)
+      if item.idempotency then
+        free_key(item.idempotency.name, item.event)
+      end
       return refuse(refusal, item, notices)
+    end
+    if item.idempotency then
+      hold_key(item)
+      call('HSET', key, 'key', item.idempotency.name)
     end
     return open(key, ref, item, now, now + options.lifetime, take(item, ref, counts, notices), notices)
   end
-  if found.over then
+  if found.over or found.ended then
     return { 'closed', 0, 0, '', {}, {} }
   end
   local known = found.revision and item.revision <= tonumber(found.revision)
@@ -173,16 +188,40 @@ function operations.release()
   for index, item in ipairs(items) do
     local ref = reference(item)
     local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held')
+    local found = fields(key, 'state', 'held', 'over', 'key')
     answers[index] = 0
     if not found.state then
       close(key, ref, 'released', {})
     elseif found.state == 'open' then
       close(key, ref, 'released', put_back(cjson.decode(found.held), ref, NOTHING))
+      if found.key and not found.over then
+        free_key(found.key, item.event)
+      end
       answers[index] = 1
     end
   end
   return answers
+end
+
+-- Gives places in flight back before what was used is known; everything else stays as it is.
+function operations.finish()
+  for _, item in ipairs(items) do
+    local ref = reference(item)
+    local key = PREFIX .. 'r:' .. ref
+    local found = fields(key, 'state', 'held')
+    if found.state == 'open' then
+      local kept = {}
+      for _, entry in ipairs(cjson.decode(found.held)) do
+        if entry.kind then
+          kept[#kept + 1] = entry
+        else
+          call('SREM', entry.key, ref)
+        end
+      end
+      call('HSET', key, 'held', cjson.encode(kept), 'ended', 1)
+    end
+  end
+  return #items
 end
 
 -- Answers the end of the lease, or 0 when there is none any more.
@@ -209,7 +248,7 @@ function operations.settle()
   for index, item in ipairs(items) do
     local ref = reference(item)
     local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held', 'rank')
+    local found = fields(key, 'state', 'held', 'rank', 'over', 'key')
     answers[index] = 0
     if found.state and item.rank > tonumber(found.rank or '-1') then
       local state = found.state
@@ -218,6 +257,9 @@ function operations.settle()
       end
       close(key, ref, state, put_back(cjson.decode(found.held), ref, item))
       call('HSET', key, 'rank', item.rank)
+      if found.key and not found.over then
+        end_key(found.key, item.event)
+      end
       answers[index] = 1
     end
   end
@@ -257,6 +299,8 @@ function operations.look_up()
   return answers
 end
 
+operations.keep = keep_outcomes
+
 -- Answers for each item where its limits stand.
 function operations.inspect()
   local answers = {}
@@ -289,7 +333,15 @@ function operations.load()
     else
       there = call('GET', place.key)
     end
-    change(place, math.max(item.amount - tonumber(there or '0'), 0))
+    if place.total then
+      if there then
+        change(place, math.max(exact_difference(item.exact, there), 0))
+      else
+        call('SET', place.key, item.exact)
+      end
+    else
+      change(place, math.max(item.amount - tonumber(there or '0'), 0))
+    end
   end
   return #items
 end

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from accounting.idempotency import Idempotency, Replay
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.pricing import UnitPrices
@@ -40,13 +41,14 @@ class LimitKind(StrEnum):
 
 
 class LimitWindow(StrEnum):
-    """Over which time a limit counts. NONE: what is in flight. DAY and MONTH are those of the calendar."""
+    """Over which time a limit counts. NONE: what is in flight. DAY and MONTH are those of the calendar. TOTAL: all time."""
 
     NONE = ""
     MINUTE = "minute"
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
+    TOTAL = "total"
 
     @property
     def bucket_seconds(self) -> int:
@@ -107,15 +109,16 @@ class Reservation:
     choices: int = 1
     client_address: str = ""
     cost: int = 0
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """Where a limit stands; `reset_seconds` bounds the time until all of it is free if nothing more is taken."""
+    """Where a limit stands; `reset_seconds` bounds the time until all of it is free if nothing more is taken; None: never."""
 
     limit: Limit
     remaining: int
-    reset_seconds: float
+    reset_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +154,16 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer to one reservation: a grant, or why not; and the limits that were checked, tightest first."""
+    """The answer to one reservation: a grant, what was answered before, or why not; and the limits, tightest first."""
 
     ref: EventRef
-    outcome: Grant | NaruError
+    outcome: Grant | Replay | NaruError
     limits: tuple[LimitState, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Which limit said no. `retry_seconds` None: the request is larger than the whole limit."""
+    """Which limit said no. `retry_seconds` None: no waiting helps, for the request is larger than what the limit ever allows."""
 
     scope: LimitScope
     kind: LimitKind
@@ -174,6 +177,13 @@ def refusal_error(refusal: Refusal) -> NaruError:
     """The error a caller sees for a refusal."""
     kind, limit = refusal.kind, str(refusal.limit)
     what = kind.value.replace("_", " ")
+    if refusal.window is LimitWindow.TOTAL and (kind is LimitKind.COST or refusal.requested <= refusal.limit):
+        spent = "credit" if kind is LimitKind.COST else f"lifetime limit of {limit} {what}"
+        return NaruError(
+            Reason.INSUFFICIENT_QUOTA,
+            f"The {refusal.scope}'s {spent} is used up, or too little of it is left for this request.",
+            metadata={"scope": refusal.scope, "window": refusal.window},
+        )
     if kind is LimitKind.COST:
         return NaruError(
             Reason.INSUFFICIENT_QUOTA,

@@ -16,6 +16,7 @@
 --   c:<owner>                             set: the event:attempt in flight
 --   w:<owner>:<kind>:<window>             hash: an amount per bucket; total; first (no bucket is older), last (none younger)
 --   p:<owner>:<kind>:<window>:<begin>     what was taken in the period of the calendar that began then
+--   p:<owner>:<kind>:total                what was ever taken; never expires
 --   s:<key>:<percent>                     there while the crossing of a soft threshold was told
 -- where <owner> is <scope>:<id>:<model>.
 --
@@ -131,13 +132,31 @@ local function period_of(window)
   return begins[index], begins[index + 1]
 end
 
--- Adds `delta`, which may be negative, to a period that ends at `ends`; it is remembered for as long as it may change.
+-- Adds `delta`, which may be negative, to a period that ends at `ends`; it is remembered for as long as it may change. All
+-- time has no end.
 local function add_to_period(key, ends, delta)
   if delta == 0 or (delta < 0 and call('EXISTS', key) == 0) then
     return
   end
   call('INCRBY', key, delta)
-  call('PEXPIREAT', key, math.ceil((ends + options.memory) / 1000))
+  if ends then
+    call('PEXPIREAT', key, math.ceil((ends + options.memory) / 1000))
+  end
+end
+
+-- All time -------------------------------------------------------------------------------------------------------------------
+
+-- What was ever taken, and what may be, can be more than doubles hold: both are compared as texts, in two halves. The result is
+-- exact wherever it is small enough to matter.
+local function exact_difference(one, other)
+  local function halves(text)
+    local digits, negative = text:gsub('^%-', '')
+    local sign = negative == 1 and -1 or 1
+    return sign * tonumber('0' .. digits:sub(1, -10)), sign * tonumber(digits:sub(-9))
+  end
+  local one_high, one_low = halves(one)
+  local other_high, other_low = halves(other)
+  return (one_high - other_high) * 1000000000 + (one_low - other_low)
 end
 
 -- Places: what is taken of a limit at one time, wherever it is kept ------------------------------------------------------------
@@ -149,7 +168,9 @@ local function place_of(limit)
   end
   local name = owner .. ':' .. limit.kind .. ':' .. limit.window
   local width = WIDTHS[limit.window]
-  if width then
+  if limit.window == 'total' then
+    return { key = PREFIX .. 'p:' .. name, total = true }
+  elseif width then
     return { key = PREFIX .. 'w:' .. name, width = width, bucket = math.floor(now / width) }
   end
   local begins, ends = period_of(limit.window)
@@ -160,10 +181,18 @@ end
 local function taken_of(place)
   if place.width then
     return advance(place.key, place.bucket)
-  elseif place.ends then
+  elseif place.ends or place.total then
     return tonumber(call('GET', place.key) or '0')
   end
   return call('SCARD', place.key)
+end
+
+-- How much may be taken still; below 0 where more is taken than may be.
+local function left_of(limit, place, used)
+  if place.total then
+    return exact_difference(limit.exact, call('GET', place.key) or '0')
+  end
+  return limit.limit - used
 end
 
 local function change(place, delta)
@@ -209,16 +238,16 @@ local function refusal_of(item, ref, counts, notices)
     local place = place_of(limit)
     local amount = amount_of(limit, place, item, ref, counts)
     local used, first = taken_of(place)
-    if amount > 0 and used + amount > limit.limit then
+    if amount > 0 and amount > left_of(limit, place, used) then
       if limit.shadow then
         notices[#notices + 1] = index
         notices[#notices + 1] = 0
       else
         local found = {
-          scope = limit.scope, kind = limit.kind, window = limit.window, limit = exactly(limit.limit),
+          scope = limit.scope, kind = limit.kind, window = limit.window, limit = limit.exact or exactly(limit.limit),
           requested = exactly(amount),
         }
-        if amount > limit.limit then
+        if amount > limit.limit or place.total then
           return found
         end
         local retry = wait_of(limit, place, amount, used, first)
@@ -242,7 +271,14 @@ local function warn(index, limit, place, notices)
     if used > 0 and used * 100 >= limit.limit * percent then
       local lasts = place.width and (BUCKETS + 1) * place.width or place.ends and place.ends - now or 60 * SECOND
       local mark = PREFIX .. 's:' .. place.key:sub(#PREFIX + 1) .. ':' .. percent
-      if call('SET', mark, 1, 'NX', 'PX', math.max(math.ceil(lasts / 1000), 1)) then
+      local told
+      if place.total then
+        -- A limit for all time that is raised is another one.
+        told = call('SET', mark .. ':' .. limit.exact, 1, 'NX')
+      else
+        told = call('SET', mark, 1, 'NX', 'PX', math.max(math.ceil(lasts / 1000), 1))
+      end
+      if told then
         notices[#notices + 1] = index
         notices[#notices + 1] = percent
       end
@@ -295,7 +331,8 @@ local function put_back(held, ref, exact)
   return kept
 end
 
--- Remaining and time to a full limit, one after the other, in the order of the limits.
+-- Remaining and time to a full limit, one after the other, in the order of the limits. Of a limit for all time: what was ever
+-- taken, as a text, and -1: never.
 local function states_of(limits)
   local states = {}
   for _, limit in ipairs(limits) do
@@ -306,8 +343,14 @@ local function states_of(limits)
       reset = (last + BUCKETS + 1) * place.width - now
     elseif place.ends then
       reset = math.max(place.ends - now, 0)
+    elseif place.total then
+      reset = -1
     end
-    states[#states + 1] = math.max(limit.limit - used, 0)
+    if place.total then
+      states[#states + 1] = call('GET', place.key) or '0'
+    else
+      states[#states + 1] = math.max(limit.limit - used, 0)
+    end
     states[#states + 1] = used > 0 and reset or 0
   end
   return states

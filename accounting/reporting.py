@@ -9,9 +9,13 @@ import json
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
 
+from accounting.quota import EventRef, Work
+from accounting.request_log import RequestQuery
+from accounting.settlement import Accuracy, Outcome
 from naru.errors import NaruError, Reason, invalid_argument
-from naru.identity import Caller, Principal, Role
+from naru.identity import Caller, Role
 from naru.usage import Usage
 
 DEFAULT_PAGE_SIZE = 100
@@ -19,12 +23,21 @@ MAX_PAGE_SIZE = 1_000
 
 
 class Dimension(StrEnum):
-    """What usage can be grouped by; a day is one in UTC."""
+    """What usage can be grouped by; days and hours are those of UTC."""
 
     KEY = "key"
     MODEL = "model"
     DAY = "day"
     WORKSPACE = "workspace"
+    USER = "user"
+    ENDPOINT = "endpoint"
+    HOUR = "hour"
+    SERVICE_ACCOUNT = "service_account"
+
+    @property
+    def is_time(self) -> bool:
+        """Whether its values are numbers of days or hours since the Unix epoch; those of all others are texts."""
+        return self in (Dimension.DAY, Dimension.HOUR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +51,12 @@ class UsageQuery:
     user_id: str = ""
     model: str = ""
     workspace_id: str = ""
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One row of an answer: a value for each dimension asked for (a day as its number since the Unix epoch), and sums.
+    """One row of an answer: a value for each dimension asked for (times as numbers since the Unix epoch), and sums.
 
     Attributes:
         cost: In nano-units.
@@ -57,26 +71,24 @@ class UsageRow:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """What the edge saw of one HTTP request. Times and spans in microseconds, sizes in bytes."""
+class UsageRecord:
+    """One attempt that counts. Times are microseconds since the Unix epoch, `cost` is in nano-units."""
 
-    request_id: str
-    start_time: int
-    event_id: str
-    principal: Principal | None
-    endpoint: str
-    requested_model: str
-    status: int
-    reason: str
-    duration_us: int
-    first_byte_us: int
-    request_bytes: int
-    response_bytes: int
-    stream: bool
-    trace_id: str
+    ref: EventRef
+    reserve_time: int
+    end_time: int | None
+    work: Work
+    outcome: Outcome
+    accuracy: Accuracy
+    usage: Usage
+    cost: int
+    price_id: str
 
 
-def visible(query: UsageQuery, caller: Caller, method: str) -> UsageQuery:
+Asked = TypeVar("Asked", UsageQuery, RequestQuery)
+
+
+def visible(query: Asked, caller: Caller, method: str) -> Asked:
     """The query, narrowed to what the caller may see. Raises NaruError PERMISSION_DENIED when it asks for more."""
     principal = caller.principal
     if principal is None or principal.role is Role.ADMIN:
@@ -86,7 +98,7 @@ def visible(query: UsageQuery, caller: Caller, method: str) -> UsageQuery:
     query = replace(query, workspace_id=principal.workspace_id)
     if principal.role is Role.WORKSPACE_ADMIN:
         return query
-    if query.key_id not in ("", principal.key_id):
+    if query.key_id not in ("", principal.key_id) or query.user_id not in ("", principal.user_id):
         raise _denied(method)
     if principal.key_id:
         return replace(query, key_id=principal.key_id)
@@ -129,7 +141,7 @@ def decode_page(query: UsageQuery, token: str) -> tuple[str | int, ...] | None:
 
 def _is_value(dimension: Dimension, value: object) -> bool:
     """Whether a dimension can have this value, in any database: a token comes from outside."""
-    if dimension is Dimension.DAY:
+    if dimension.is_time:
         return type(value) is int and 0 <= value < 10_000_000
     # A lone surrogate is a text in JSON and in Python, and in no database.
     return isinstance(value, str) and len(value) <= 512 and not re.search("[\0\ud800-\udfff]", value)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from accounting.catalogue import Catalogue
 from accounting.catalogue_keeper import CatalogueKeeper
+from accounting.idempotency import Held, Replay, unsupported_error
 from accounting.limiter import MICROS, Limiter, Standing, Taken
+from accounting.outcomes import Outcomes
 from accounting.quota import (
     MAX_TOKENS,
     Decision,
@@ -49,6 +51,7 @@ class Reservations:
     Args:
         lease_seconds: Length of a lease that is granted without the limiter.
         admit_when_lost: Admit and log while the limiter is away or was emptied; otherwise refuse everybody.
+        outcomes: Answers requests that were made before with the same idempotency key.
         refuse_unpriced: Refuse models that nobody has set a price for; otherwise they cost nothing.
     """
 
@@ -57,6 +60,7 @@ class Reservations:
         *,
         limiter: Limiter,
         catalogue: CatalogueKeeper,
+        outcomes: Outcomes,
         clock: Clock,
         logger: Logger,
         metrics: Metrics,
@@ -66,6 +70,7 @@ class Reservations:
     ) -> None:
         self._limiter = limiter
         self._catalogue = catalogue
+        self._outcomes = outcomes
         self._clock = clock
         self._logger = logger
         self._lease_seconds = lease_seconds
@@ -90,13 +95,16 @@ class Reservations:
             for one in prepared
         ]
         for decision in decisions:
-            outcome = decision.outcome
-            self._decided.labels("granted" if isinstance(outcome, Grant) else outcome.reason.lower()).inc()
+            self._decided.labels(_label(decision.outcome)).inc()
         return decisions
 
     async def release(self, refs: Sequence[EventRef]) -> list[bool]:
         """Gives back what each holds, except its request count. Tells which were open."""
         return await self._limiter.release(refs)
+
+    async def finish(self, refs: Sequence[EventRef]) -> None:
+        """Gives back the places in flight of requests that have ended; what they used is settled when it is reported."""
+        await self._limiter.finish(refs)
 
     async def renew(self, refs: Sequence[EventRef]) -> list[int | None]:
         """Extends leases. Tells when each ends (microseconds since the Unix epoch); None when it does not go on."""
@@ -116,6 +124,8 @@ class Reservations:
         price = catalogue.price(work.served_model, work.principal.workspace_id, round(self._clock.time() * MICROS))
         if price is None and self._refuse_unpriced:
             return _Prepared(reservation, refusal=unpriced_error(work.served_model))
+        if reservation.idempotency is not None and not self._outcomes.supported:
+            return _Prepared(reservation, refusal=unsupported_error())
         prices = price.unit_prices if price else None
         cap = None
         if reservation.output_tokens == 0 and any(one.kind in _CAPPING and not one.shadow for one in limits):
@@ -127,7 +137,11 @@ class Reservations:
         return _Prepared(reservation, limits, cap, prices)
 
     def _decision(self, prepared: _Prepared, taken: Taken) -> Decision:
-        outcome = taken.outcome
+        outcome: Grant | Replay | NaruError
+        if isinstance(taken.outcome, Held):
+            outcome = self._outcomes.answer(taken.outcome, prepared.reservation.work.principal)
+        else:
+            outcome = taken.outcome
         if isinstance(outcome, Grant):
             outcome = replace(outcome, output_token_cap=prepared.cap, prices=prepared.prices)
         for notice in taken.notices:
@@ -186,3 +200,13 @@ class Reservations:
         if self._logged is None or now - self._logged >= _LOG_SECONDS:
             self._logged = now
             self._logger.warning("admitting requests without full knowledge of their limits", why=why)
+
+
+def _label(outcome: Grant | Replay | NaruError) -> str:
+    match outcome:
+        case Grant():
+            return "granted"
+        case Replay():
+            return "replayed"
+        case _:
+            return outcome.reason.lower()

@@ -131,6 +131,18 @@ def nothing_reported(ref: EventRef, work: Work) -> UsageEvent:
     return UsageEvent(ref, Evidence.NONE, Accuracy.ESTIMATED, Outcome.FAILED, work, Usage())
 
 
+def earlier_attempts(events: Sequence[BookedEvent]) -> list[BookedEvent]:
+    """The attempts before these that are not among them, as if they had left nothing."""
+    given = {booked.event.ref for booked in events}
+    found: dict[EventRef, BookedEvent] = {}
+    for booked in events:
+        for attempt in range(booked.event.ref.attempt):
+            ref = EventRef(booked.event.ref.event_id, attempt)
+            if ref not in given:
+                found[ref] = BookedEvent(nothing_reported(ref, booked.event.work), booked.reserve_time)
+    return list(found.values())
+
+
 def booking_time(event: UsageEvent, reserved: int, now: int) -> int:
     """When usage is booked: at the reservation; without one, at the earliest time known of the event."""
     return reserved or event.accept_time or event.end_time or now

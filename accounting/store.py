@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -11,7 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from accounting.counting import RollState
+from accounting.ledger import Account, Attempt, usage_entries
+from accounting.ledger_posting import post_events, post_usage
+from accounting.ledger_store import prepaid
 from accounting.quota import EventRef, Work
+from accounting.rollup_store import keep_rolled
 from accounting.settlement import (
     BookedEvent,
     Change,
@@ -20,6 +25,7 @@ from accounting.settlement import (
     Recorded,
     RecordStatus,
     StoredEvent,
+    earlier_attempts,
     weigh,
 )
 from accounting.settlement import statuses as statuses_of
@@ -70,12 +76,14 @@ class UsageStore:
         settled: list[Exact] = []
         async with self._database.writing() as connection:
             new = await self._insert(connection, list(best.values()), now, settle_final=True)
-            # One order for everybody: two transactions that wait for each other's rows would never end.
+            # What is new and a first attempt cannot have other attempts: theirs would have left a row in its place.
+            known = {ref.event_id for ref in groups if ref not in new or ref.attempt > 0}
+            locked = await self._lock_events(connection, known)
             for ref in sorted(groups):
                 booked: BookedEvent = best[ref]
                 stored: StoredEvent | None = None
                 if ref not in new:
-                    stored = await self._locked(connection, ref)
+                    stored = _stored(locked[ref])
                     change = weigh(stored, booked)
                     if change is not None:
                         await self._replace(connection, booked, change, stored, now)
@@ -88,6 +96,10 @@ class UsageStore:
                 for index, status in zip(groups[ref], found, strict=True):
                     statuses[index] = status
             await self._note(connection, settled, now)
+            await post_events(connection, known, now)
+            first = [_attempt(best[ref], settled=True) for ref in new if ref.event_id not in known]
+            final = [one for one in first if one.evidence == Evidence.FINAL]
+            await post_usage(connection, usage_entries(final, {}, now))
         return Recorded(tuple(statuses), tuple(settled))
 
     async def expire(self, leases: Sequence[BookedEvent], now: int) -> list[Exact]:
@@ -113,12 +125,16 @@ class UsageStore:
 
     async def _settle(self, connection: AsyncConnection, refs: Sequence[EventRef], now: int) -> list[Exact]:
         keys = sa.tuple_(*_KEY).in_([(ref.event_id, ref.attempt) for ref in refs])
-        query = sa.select(usage_events).where(keys).order_by(*_KEY).with_for_update()
-        rows = (await connection.execute(query)).all()
+        locked = await self._lock_events(connection, {ref.event_id for ref in refs})
+        rows = [locked[ref] for ref in sorted(set(refs)) if ref in locked]
         await connection.execute(
-            sa.update(usage_events).where(keys, usage_events.c.settled_time.is_(None)).values(settled_time=now)
+            sa.update(usage_events)
+            .where(keys, usage_events.c.settled_time.is_(None))
+            .values(settled_time=now, roll_state=RollState.PENDING.value)
         )
-        await self._note(connection, [_exact(row) for row in rows if row.settled_time is None], now)
+        settled = [row for row in rows if row.settled_time is None]
+        await self._note(connection, [_exact(row) for row in settled], now)
+        await post_events(connection, {row.event_id for row in settled}, now)
         return [_exact(row) for row in rows]
 
     async def unsettled(self, before: int, most: int) -> list[EventRef]:
@@ -192,6 +208,11 @@ class UsageStore:
                 for row in await connection.execute(query)
             ]
 
+    async def prepaid(self) -> Sequence[Account]:
+        """The accounts that are paid in advance."""
+        async with self._database.reading() as connection:
+            return await prepaid(connection)
+
     async def epoch(self) -> str | None:
         """The last epoch of the limiter that was noted; None when it never began."""
         async with self._database.reading() as connection:
@@ -208,7 +229,11 @@ class UsageStore:
     async def _insert(
         self, connection: AsyncConnection, events: Sequence[BookedEvent], now: int, *, settle_final: bool
     ) -> set[EventRef]:
-        """Inserts the events that are not there yet, and tells which."""
+        """Inserts the events that are not there yet, and tells which.
+
+        Attempts before them that nobody has reported get a row without usage. Whoever reports one at the same time waits for
+        us there, and so learns that a later attempt counts; or we wait, and learn what was posted for it.
+        """
         statement = (
             self._upsert(usage_events).on_conflict_do_nothing(index_elements=["event_id", "attempt"]).returning(*_KEY)
         )
@@ -221,16 +246,32 @@ class UsageStore:
                 "settled_time": now if settle_final and booked.event.evidence is Evidence.FINAL else None,
                 **_columns(booked),
             }
-            for booked in sorted(events, key=lambda booked: booked.event.ref)
+            for booked in events
         ]
-        inserted = await connection.execute(statement, rows)
+        rows += [
+            {
+                "event_id": booked.event.ref.event_id,
+                "attempt": booked.event.ref.attempt,
+                "reserve_time": booked.reserve_time,
+                "record_time": now,
+                "settled_time": now,
+                **_columns(booked),
+            }
+            for booked in earlier_attempts(events)
+        ]
+        # One order for everybody: two transactions that wait for each other's rows would never end.
+        inserted = await connection.execute(statement, sorted(rows, key=itemgetter("event_id", "attempt")))
         return {EventRef(row.event_id, row.attempt) for row in inserted}
 
-    async def _locked(self, connection: AsyncConnection, ref: EventRef) -> StoredEvent:
-        query = sa.select(usage_events).where(_is(usage_events, ref)).with_for_update()
-        row = (await connection.execute(query)).one()
-        usage = Usage(row.prompt_tokens, row.completion_tokens, row.cached_prompt_tokens, row.reasoning_tokens)
-        return StoredEvent(Evidence(row.evidence), usage, row.cost, row.reserve_time, row.settled_time)
+    async def _lock_events(
+        self, connection: AsyncConnection, event_ids: Collection[str]
+    ) -> dict[EventRef, sa.Row[Any]]:
+        """All attempts of the events; nobody else changes them until the transaction ends."""
+        if not event_ids:
+            return {}
+        query = sa.select(usage_events).where(usage_events.c.event_id.in_(sorted(event_ids)))
+        rows = await connection.execute(query.order_by(*_KEY).with_for_update())
+        return {EventRef(row.event_id, row.attempt): row for row in rows}
 
     async def _replace(
         self,
@@ -242,8 +283,11 @@ class UsageStore:
     ) -> None:
         ref = booked.event.ref
         settled_time = stored.settled_time or (now if change.settle else None)
+        await keep_rolled(connection, _is(usage_events, ref))
         await connection.execute(
-            sa.update(usage_events).where(_is(usage_events, ref)).values(**_columns(booked), settled_time=settled_time)
+            sa.update(usage_events)
+            .where(_is(usage_events, ref))
+            .values(**_columns(booked), settled_time=settled_time, roll_state=RollState.PENDING.value)
         )
         if change.correction is not None:
             await connection.execute(
@@ -294,6 +338,18 @@ def superseded() -> sa.ColumnElement[bool]:
 
 def _is(table: sa.Table, ref: EventRef) -> sa.ColumnElement[bool]:
     return sa.and_(table.c.event_id == ref.event_id, table.c.attempt == ref.attempt)
+
+
+def _stored(row: sa.Row[Any]) -> StoredEvent:
+    usage = Usage(row.prompt_tokens, row.completion_tokens, row.cached_prompt_tokens, row.reasoning_tokens)
+    return StoredEvent(Evidence(row.evidence), usage, row.cost, row.reserve_time, row.settled_time)
+
+
+def _attempt(booked: BookedEvent, *, settled: bool) -> Attempt:
+    event = booked.event
+    return Attempt(
+        event.ref, event.work.principal.workspace_id, event.evidence.value, booked.cost, booked.reserve_time, settled
+    )
 
 
 def _best(reports: Sequence[BookedEvent]) -> BookedEvent:

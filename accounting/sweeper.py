@@ -18,6 +18,7 @@ from naru.metrics import Metrics
 _BATCH = 256
 _UNSETTLED_BATCH = 1_024
 _HOLD_SECONDS = 30.0
+_RECONCILE_SECONDS = 10.0
 
 
 class Sweeper:
@@ -51,6 +52,7 @@ class Sweeper:
         self._lease_seconds = lease_seconds
         self._interval = interval
         self._patient_since = clock.monotonic()
+        self._reconciled: float | None = None
         self._expired = metrics.counter("naru_leases_expired_total", "Leases that ended without being settled.")
         self._failed = metrics.counter("naru_sweeps_failed_total", "Steps of a round that failed.", ("step",))
 
@@ -70,6 +72,10 @@ class Sweeper:
             await self._attempt("leases", self._expire_leases)
             await self._attempt("unsettled", self._settle_old)
         await self._attempt("outbox", self._recorder.deliver_outbox)
+        now = self._clock.monotonic()
+        if self._reconciled is None or now - self._reconciled >= _RECONCILE_SECONDS:
+            self._reconciled = now
+            await self._attempt("lifetimes", self._epochs.reconcile)
 
     async def _expire_leases(self) -> None:
         while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 metadata = sa.MetaData(
@@ -45,6 +47,8 @@ usage_events = sa.Table(
     sa.Column("cost", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     # Empty: no price was set.
     sa.Column("price_id", sa.String(36), nullable=False, server_default=""),
+    # What `usage_hours` has of it, by accounting.counting.RollState; 0 from every change on until it was looked at again.
+    sa.Column("roll_state", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
     # A later attempt counts instead.
     sa.Index(None, "reserve_time"),
     sa.Index(None, "key_id", "reserve_time"),
@@ -55,6 +59,12 @@ sa.Index(
     usage_events.c.record_time,
     sqlite_where=usage_events.c.settled_time.is_(None),
     postgresql_where=usage_events.c.settled_time.is_(None),
+)
+sa.Index(
+    "ix_usage_events_unrolled",
+    usage_events.c.reserve_time,
+    sqlite_where=sa.text("roll_state = 0"),
+    postgresql_where=sa.text("roll_state = 0"),
 )
 
 # What better evidence changed in figures that counted already: the difference, booked in the original time.
@@ -109,6 +119,82 @@ request_log = sa.Table(
     sa.Column("stream", sa.Boolean, nullable=False),
     sa.Column("trace_id", sa.String(32), nullable=False),
     sa.Index(None, "start_time"),
+    sa.Index(None, "key_id", "start_time"),
+    sa.Index(None, "workspace_id", "start_time"),
+    sa.Index(None, "trace_id"),
+)
+
+
+def _bucket(time: str) -> list[sa.Column[Any]]:
+    """What sums are kept by. The hour, or day, is its number since the Unix epoch, in UTC."""
+    return [
+        sa.Column(time, sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("workspace_id", sa.String(64), nullable=False),
+        sa.Column("key_id", sa.String(64), nullable=False),
+        sa.Column("user_id", sa.String(64), nullable=False),
+        sa.Column("service_account", sa.String(64), nullable=False),
+        sa.Column("model", sa.String(512), nullable=False),
+        sa.Column("endpoint", sa.String(128), nullable=False),
+    ]
+
+
+def _sums() -> list[sa.Column[Any]]:
+    return [
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in (
+            "requests",
+            "unpriced_requests",
+            "cost",
+            "prompt_tokens",
+            "completion_tokens",
+            "cached_prompt_tokens",
+            "reasoning_tokens",
+        )
+    ]
+
+
+# Sums of usage that counts, kept for good. What is used is these, what is not rolled yet, and what is to be reversed.
+usage_hours = sa.Table(
+    "usage_hours",
+    metadata,
+    *_bucket("hour"),
+    *_sums(),
+    sa.PrimaryKeyConstraint(
+        "hour", "workspace_id", "key_id", "user_id", "service_account", "model", "endpoint", name="pk_usage_hours"
+    ),
+    sa.Index(None, "key_id", "hour"),
+    sa.Index(None, "workspace_id", "hour"),
+)
+
+# The same by the day.
+usage_days = sa.Table(
+    "usage_days",
+    metadata,
+    *_bucket("day"),
+    *_sums(),
+    sa.PrimaryKeyConstraint(
+        "day", "workspace_id", "key_id", "user_id", "service_account", "model", "endpoint", name="pk_usage_days"
+    ),
+    sa.Index(None, "key_id", "day"),
+    sa.Index(None, "workspace_id", "day"),
+)
+
+# Figures of events that changed after they were added to these sums, as they were then: to be taken off again.
+usage_reversals = sa.Table(
+    "usage_reversals",
+    metadata,
+    sa.Column("reversal_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    *_bucket("hour"),
+    *_sums(),
+)
+
+# One row, written by the migration: whoever rolls or prunes usage locks it. Nothing booked before `pruned_before` may come
+# any more, since it may have been there.
+usage_rollups = sa.Table(
+    "usage_rollups",
+    metadata,
+    sa.Column("rollups_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("pruned_before", sa.BigInteger, nullable=False),
 )
 
 # One row once the limiter has ever begun: tells a Redis that was emptied from one that was never used.
@@ -175,4 +261,43 @@ catalogue_revision = sa.Table(
     metadata,
     sa.Column("catalogue_id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("revision", sa.BigInteger, nullable=False),
+)
+
+# What changed the balances of workspaces. Rows are never changed and never deleted: triggers see to it.
+ledger_entries = sa.Table(
+    "ledger_entries",
+    metadata,
+    sa.Column("entry_id", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("workspace_id", sa.String(64), nullable=False),
+    # Empty where it is not about usage.
+    sa.Column("event_id", sa.String(36), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("evidence", sa.SmallInteger, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("description", sa.String(200), nullable=False),
+    sa.Column("request_id", sa.String(36), nullable=False),
+    sa.Column("caller", sa.String(128), nullable=False),
+    sa.Column("booked_time", sa.BigInteger, nullable=False),
+    sa.Column("create_time", sa.BigInteger, nullable=False),
+    sa.Index(None, "event_id"),
+    sa.Index(None, "workspace_id", "booked_time", "entry_id"),
+)
+
+ledger_postings = sa.Table(
+    "ledger_postings",
+    metadata,
+    sa.Column("entry_id", sa.String(64), primary_key=True),
+    sa.Column("account", sa.String(80), primary_key=True),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+)
+
+# What the entries of a workspace come to, changed with them. `overdraft` NULL: billed in arrears.
+ledger_accounts = sa.Table(
+    "ledger_accounts",
+    metadata,
+    sa.Column("workspace_id", sa.String(64), primary_key=True),
+    sa.Column("credited", sa.BigInteger, nullable=False),
+    sa.Column("used", sa.BigInteger, nullable=False),
+    sa.Column("overdraft", sa.BigInteger),
 )

@@ -40,6 +40,7 @@ give authsvc database-url "postgresql+asyncpg://naru:$postgres@postgres:5432/aut
 
 for caller in accounting edge inference operator; do give accounting "service-token-$caller" "$(make "service-token-$caller")"; done
 give accounting database-url "postgresql+asyncpg://naru:$postgres@postgres:5432/accounting"
+give accounting outcome-key "$(make outcome-key)"
 give accounting redis-url "redis://:$redis@redis:6379/0"
 
 for caller in inference edge operator; do give inference "service-token-$caller" "$(make "service-token-$caller")"; done

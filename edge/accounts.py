@@ -42,6 +42,7 @@ class LimitWindow(StrEnum):
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
+    TOTAL = "total"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class LimitState:
     """Where a limit stands.
 
     Attributes:
-        reset_delay: Seconds until all of it is free again.
+        reset_delay: Seconds until all of it is free again; None: it never is.
         model: The served model that it counts; empty when it counts all together.
         shadow: Whether it only counts and never refuses.
     """
@@ -59,9 +60,36 @@ class LimitState:
     window: LimitWindow
     limit: int
     remaining: int
-    reset_delay: float
+    reset_delay: float | None
     model: str = ""
     shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """The key that a client gave a request; `body_digest` is the SHA-256 of all that decides about the answer."""
+
+    key: str
+    body_digest: bytes
+
+
+class OutcomeFate(StrEnum):
+    """What became of a request that has a key."""
+
+    ANSWERED = "answered"
+    TOO_LARGE = "too_large"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOutcome:
+    """What became of an event that has a key; `outcome` is what to answer when it is asked for again."""
+
+    event_id: str
+    principal: Principal
+    key: str
+    fate: OutcomeFate
+    outcome: bytes = b""
 
 
 class EventRef(NamedTuple):
@@ -87,18 +115,21 @@ class Reservation:
     output_tokens: int
     choices: int
     request_id: str
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReserveResult:
-    """The decision on a reservation: granted when `refusal` is None.
+    """The decision on a reservation: granted when `refusal` and `replay` are None.
 
     Attributes:
+        replay: The outcome of the same request, which was made before.
         prices: What it will cost; None when nobody set a price for the model.
         limits: Tightest first.
     """
 
     refusal: NaruError | None = None
+    replay: bytes | None = None
     output_token_cap: int | None = None
     prices: UnitPrices | None = None
     limits: tuple[LimitState, ...] = ()

@@ -14,6 +14,7 @@ from edge.listener import Listener
 from edge.metrics import EdgeMetrics
 from edge.middleware import Middleware, WebPolicy
 from edge.routes.access import Access
+from edge.routes.export import ExportRoutes
 from edge.routes.generating import GeneratingRoute, Shape, Slots
 from edge.routes.health import HealthRoutes
 from edge.routes.models import ModelRoutes
@@ -93,6 +94,7 @@ def _add_routes(
         generating=generating,
         models=ModelRoutes(access, gateway),
         platform=PlatformRoutes(access, backend.rpcs, clock),
+        exports=ExportRoutes(access, backend.rpcs, clock),
         health=health,
         metrics_public=config.metrics_public,
     )

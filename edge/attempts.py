@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from edge.accounts import EventRef, Reservation, ReserveResult
+from edge.accounts import EventRef, KeptOutcome, OutcomeFate, Reservation, ReserveResult
 from edge.generation import (
     Accepted,
     Delta,
@@ -26,6 +26,18 @@ from naru.logs import get_logger
 _MOST_REVISIONS = 3
 _SETTLING_SECONDS = 0.06
 _log = get_logger(__name__)
+
+
+class Replayed(Exception):  # noqa: N818 -- it is an event the routes act on, never shown to anybody
+    """The same request was made before.
+
+    Args:
+        outcome: What became of it, as it was given to `Generation.keep`.
+    """
+
+    def __init__(self, outcome: bytes) -> None:
+        super().__init__("the request was made before")
+        self.outcome = outcome
 
 
 class Generation:
@@ -57,6 +69,7 @@ class Generation:
         self._input_tokens = call.input_tokens
         self._cap: int | None = None
         self._reserved = False
+        self._holds_key = False
         self._without: set[str] = set()
         self._stream: GenerationStream | None = None
         self._pending: Sequence[Event] = ()
@@ -81,7 +94,7 @@ class Generation:
         self._interrupt = interrupt
 
     async def open(self) -> None:
-        """Reserves and submits until an engine has accepted the request. Raises NaruError."""
+        """Reserves and submits until an engine has accepted the request. Raises NaruError, or Replayed."""
         while True:
             if not self._reserved:
                 await self._reserve()
@@ -122,6 +135,13 @@ class Generation:
                 self._finish(finished)
                 return
 
+    def keep(self, outcome: bytes | None) -> None:
+        """Says that the request was answered completely, and how; None: by more than can be kept.
+
+        Matters to requests with an idempotency key alone. One that ends without this may be made again.
+        """
+        self._tell_fate(OutcomeFate.TOO_LARGE if outcome is None else OutcomeFate.ANSWERED, outcome or b"")
+
     def interrupt(self, error: NaruError) -> None:
         """Stops the handler, wherever it waits; the gateway then raises `error`."""
         self.interruption = self.interruption or error
@@ -130,6 +150,7 @@ class Generation:
     def close(self) -> None:
         """Ends the request at its replica, and gives its reservation back if it certainly never began."""
         self._leases.drop(self._event)
+        self._tell_fate(OutcomeFate.FAILED)
         if self._stream is None:
             if self._reserved:
                 self._release()
@@ -165,7 +186,7 @@ class Generation:
 
     async def _reserve(self) -> None:
         # Said before asking: a call that was cancelled or lost may have taken capacity all the same.
-        self._reserved = True
+        self._reserved = self._holds_key = True
         started = self._clock.monotonic()
         result = await self._ask_quota()
         if result.refusal is not None and result.refusal.reason is Reason.CONCURRENCY_LIMIT_EXCEEDED:
@@ -175,7 +196,11 @@ class Generation:
             result = await self._ask_quota()
         self._progress.reserve_seconds += self._clock.monotonic() - started
         self._progress.limits = result.limits or self._progress.limits
+        if result.replay is not None:
+            self._reserved = self._holds_key = False
+            raise Replayed(result.replay)
         if result.refusal is not None:
+            self._holds_key = False
             # Revision 0 took nothing; a later one left the earlier reservation as it was.
             self._reserved = self._revision > 0
             raise result.refusal
@@ -199,6 +224,7 @@ class Generation:
                     output_tokens=self._call.output_tokens,
                     choices=self._call.choices,
                     request_id=self._call.request_id,
+                    idempotency=self._call.idempotency,
                 )
             )
         except NaruError as error:
@@ -264,6 +290,12 @@ class Generation:
                 self._without.add(self._stream.replica)
             self._stream.close()
             self._stream = None
+
+    def _tell_fate(self, fate: OutcomeFate, outcome: bytes = b"") -> None:
+        given = self._call.idempotency
+        if given is not None and self._holds_key:
+            self._holds_key = False
+            self._quota.keep(KeptOutcome(self._event.event_id, self._call.principal, given.key, fate, outcome))
 
     def _release(self) -> None:
         self._reserved = False

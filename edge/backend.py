@@ -65,7 +65,7 @@ def connect(
     inference = {address: client(address, "inference") for address in config.inference_addresses}
     authenticator = CachedAuthenticator(authsvc, clock, stale_max=config.auth_stale_max)
     usage, quota = _accounting(accounting, background, metrics)
-    for shipper in (usage.evidence, usage.requests, quota.releases):
+    for shipper in (usage.evidence, usage.requests, quota.releases, quota.outcomes):
         stack.push_async_callback(shipper.flush)
     stack.push_async_callback(background.close)
     leases = Leases(quota)
@@ -78,6 +78,7 @@ def connect(
     _ = background.start("evidence", usage.evidence.run())
     _ = background.start("request records", usage.requests.run())
     _ = background.start("releases", quota.releases.run())
+    _ = background.start("outcomes", quota.outcomes.run())
     for session in sessions:
         _ = background.start(f"session {session.address}", session.run())
         _ = background.start(f"streams {session.address}", session.tick())
@@ -105,7 +106,7 @@ def _accounting(client: ServiceClient, background: Background, metrics: EdgeMetr
 
     clock = SystemClock()
     usage = UsageClient(client, clock, dropped=dropped)
-    return usage, QuotaClient(client, clock, background, dropped=lambda number: dropped("release", number))
+    return usage, QuotaClient(client, clock, background, dropped=dropped)
 
 
 def _session(

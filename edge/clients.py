@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from edge.accounts import EventRef, RequestRecord, Reservation, ReserveResult
+from edge.accounts import EventRef, KeptOutcome, RequestRecord, Reservation, ReserveResult
 from edge.coalescing import Coalescer, Shipper
 from edge.convert import (
     broken_to_usage_event,
     event_ref_to_proto,
     model_from_proto,
+    outcome_to_proto,
     record_to_proto,
     reservation_to_proto,
     reserve_result_from_proto,
@@ -45,6 +47,7 @@ _RESERVE_PATIENCE = 2.0
 _TIMEOUT = 5.0
 _HEALTH_TIMEOUT = 1.0
 _QUESTION_TIMEOUT = 30.0
+_EXPORT_TIMEOUT = 3_600.0
 _log = get_logger(__name__)
 
 
@@ -87,24 +90,49 @@ class QuotaClient:
     """Implements `edge.ports.Quota` with accounting's QuotaService."""
 
     def __init__(
-        self, client: ServiceClient, clock: Clock, background: Background, *, dropped: Callable[[int], None]
+        self, client: ServiceClient, clock: Clock, background: Background, *, dropped: Callable[[str, int], None]
     ) -> None:
         self._client = client
         self._clock = clock
         self._stub = quota_service_pb2_grpc.QuotaServiceStub(client.channel)
         self._reservations: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserve, background, most=256)
+        # Each may be answered with a whole outcome, and a message has an end.
+        self._keyed: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserve, background, most=8)
         # A release older than its lease is of no use.
         self.releases: Shipper[EventRef] = Shipper(
-            "releases", self._release, clock, interval=0.0, most=256, capacity=10_000, max_age=60.0, dropped=dropped
+            "releases",
+            self._release,
+            clock,
+            interval=0.0,
+            most=256,
+            capacity=10_000,
+            max_age=60.0,
+            dropped=lambda number: dropped("release", number),
+        )
+        # Up to 256 KiB each: what waits for accounting is 64 MiB at most.
+        self.outcomes: Shipper[KeptOutcome] = Shipper(
+            "outcomes",
+            self._keep,
+            clock,
+            interval=0.0,
+            most=16,
+            capacity=256,
+            max_age=600.0,
+            dropped=lambda number: dropped("outcome", number),
         )
 
     async def reserve(self, reservation: Reservation) -> ReserveResult:
         """Asks for capacity; tries for 2 seconds. Raises NaruError SERVICE_UNAVAILABLE when accounting is away."""
-        return await self._reservations.ask(reservation)
+        coalescer = self._reservations if reservation.idempotency is None else self._keyed
+        return await coalescer.ask(reservation)
 
     def release(self, event: EventRef) -> None:
         """Gives a reservation back, in the background."""
         self.releases.put(event)
+
+    def keep(self, kept: KeptOutcome) -> None:
+        """Tells what became of a request with an idempotency key, in the background."""
+        self.outcomes.put(kept)
 
     async def renew(self, events: Sequence[EventRef]) -> None:
         """Extends the leases of `events`. Raises NaruError."""
@@ -133,6 +161,17 @@ class QuotaClient:
     async def _release(self, events: Sequence[EventRef]) -> None:
         request = quota_service_pb2.ReleaseRequest(items=[event_ref_to_proto(event) for event in events])
         await self._client.call(self._stub.Release, request, timeout=_TIMEOUT)
+
+    async def _keep(self, kept: Sequence[KeptOutcome]) -> None:
+        await asyncio.gather(*map(self._keep_one, kept))
+
+    async def _keep_one(self, kept: KeptOutcome) -> None:
+        try:
+            await self._client.call(self._stub.KeepOutcome, outcome_to_proto(kept), timeout=_TIMEOUT)
+        except NaruError as error:
+            if error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.DEADLINE_EXCEEDED):
+                raise
+            _log.error("an outcome was refused", event_id=kept.event_id, error=error.message)
 
 
 class UsageClient:
@@ -176,7 +215,7 @@ class UsageClient:
 
 
 class RpcClient:
-    """Implements `edge.routes.platform.Rpcs` with accounting."""
+    """Implements `edge.routes.platform.Rpcs` and `edge.routes.export.Streams` with accounting."""
 
     def __init__(self, client: ServiceClient) -> None:
         self._client = client
@@ -187,6 +226,15 @@ class RpcClient:
             rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
         )
         return await self._client.call(method, request, timeout=_QUESTION_TIMEOUT, on_behalf_of=on_behalf_of)
+
+    def stream(
+        self, rpc: Rpc, request: Message, *, on_behalf_of: Principal
+    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """The answers to a call for a stream, which has an hour; iterating raises NaruError when it fails."""
+        method = self._client.channel.unary_stream(
+            rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
+        )
+        return self._client.stream(method, request, timeout=_EXPORT_TIMEOUT, on_behalf_of=on_behalf_of)
 
 
 class HealthProbe:

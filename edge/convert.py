@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from edge.accounts import (
     EventRef,
+    KeptOutcome,
     LimitKind,
     LimitScope,
     LimitState,
     LimitWindow,
+    OutcomeFate,
     RequestRecord,
     Reservation,
     ReserveResult,
@@ -70,6 +72,12 @@ _WINDOWS = {
     limit_pb2.LIMIT_WINDOW_HOUR: LimitWindow.HOUR,
     limit_pb2.LIMIT_WINDOW_DAY: LimitWindow.DAY,
     limit_pb2.LIMIT_WINDOW_MONTH: LimitWindow.MONTH,
+    limit_pb2.LIMIT_WINDOW_TOTAL: LimitWindow.TOTAL,
+}
+_FATES = {
+    OutcomeFate.ANSWERED: quota_service_pb2.OUTCOME_FATE_ANSWERED,
+    OutcomeFate.TOO_LARGE: quota_service_pb2.OUTCOME_FATE_TOO_LARGE,
+    OutcomeFate.FAILED: quota_service_pb2.OUTCOME_FATE_FAILED,
 }
 
 
@@ -161,6 +169,7 @@ def model_from_proto(message: model_service_pb2.Model) -> ServedModel:
 
 def reservation_to_proto(reservation: Reservation) -> quota_service_pb2.Reservation:
     """A reservation on the wire."""
+    given = reservation.idempotency
     return quota_service_pb2.Reservation(
         event_id=reservation.event_id,
         attempt=reservation.attempt,
@@ -174,6 +183,9 @@ def reservation_to_proto(reservation: Reservation) -> quota_service_pb2.Reservat
         output_tokens=reservation.output_tokens,
         choices=reservation.choices,
         request_id=reservation.request_id,
+        idempotency=None
+        if given is None
+        else quota_service_pb2.Idempotency(key=given.key, body_digest=given.body_digest),
     )
 
 
@@ -182,6 +194,7 @@ def reserve_result_from_proto(message: quota_service_pb2.ReserveResult) -> Reser
     grant = message.grant
     return ReserveResult(
         refusal=error_from_proto(message.refusal) if message.HasField("refusal") else None,
+        replay=message.replay.outcome if message.HasField("replay") else None,
         output_token_cap=grant.output_token_cap if grant.HasField("output_token_cap") else None,
         prices=_prices(grant.prices) if grant.HasField("prices") else None,
         # A kind this build does not know has no header either.
@@ -196,7 +209,7 @@ def _limit_state(message: limit_pb2.LimitState) -> LimitState:
         window=_WINDOWS.get(message.window, LimitWindow.NONE),
         limit=message.limit,
         remaining=message.remaining,
-        reset_delay=duration_from_proto(message.reset_delay),
+        reset_delay=duration_from_proto(message.reset_delay) if message.HasField("reset_delay") else None,
         model=message.model,
         shadow=message.shadow,
     )
@@ -208,6 +221,17 @@ def _prices(message: price_pb2.UnitPrices) -> UnitPrices:
         cached_input_million=message.cached_input_million,
         output_million=message.output_million,
         request=message.request,
+    )
+
+
+def outcome_to_proto(kept: KeptOutcome) -> quota_service_pb2.KeepOutcomeRequest:
+    """What became of a request with a key on the wire."""
+    return quota_service_pb2.KeepOutcomeRequest(
+        event_id=kept.event_id,
+        principal=principal_to_proto(kept.principal),
+        key=kept.key,
+        fate=_FATES[kept.fate],
+        outcome=kept.outcome,
     )
 
 

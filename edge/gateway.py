@@ -83,7 +83,8 @@ class Gateway:
     async def generate(self, call: Call, progress: Progress) -> AsyncIterator[Generation]:
         """Runs a request; inside the block an engine has accepted it. Leaving the block ends it.
 
-        Raises NaruError for whatever stops it, also out of the block's own body when time runs out or the stream is cut.
+        Raises NaruError for whatever stops it, also out of the block's own body when time runs out or the stream is cut, and
+        Replayed when its idempotency key says that it was made before.
         """
         served = self._policy.model_aliases.get(call.requested_model, call.requested_model)
         progress.served_model = served

@@ -52,6 +52,9 @@ FACES: dict[Reason, Face] = {
     # 501 would make the OpenAI SDK retry what can never work; 400 is its BadRequestError.
     Reason.NOT_SUPPORTED: Face(400, _INVALID, "unsupported_parameter"),
     Reason.INTERNAL: Face(500, _SERVER, "internal_error"),
+    Reason.IDEMPOTENCY_CONFLICT: Face(409, _INVALID, "idempotency_key_reused"),
+    Reason.IDEMPOTENCY_IN_FLIGHT: Face(409, _INVALID, "idempotency_key_in_use"),
+    Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT: Face(409, _INVALID, "idempotency_outcome_not_kept"),
 }
 # The SDK retries these statuses by itself; without a time to wait a retry fails again, or bills again what a deadline cut.
 _HOPELESS_WITHOUT_DELAY = frozenset(
@@ -62,6 +65,8 @@ _HOPELESS_WITHOUT_DELAY = frozenset(
         Reason.REQUEST_EXCEEDS_LIMIT,
         Reason.INSUFFICIENT_QUOTA,
         Reason.DEADLINE_EXCEEDED,
+        Reason.IDEMPOTENCY_CONFLICT,
+        Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT,
     }
 )
 

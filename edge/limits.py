@@ -19,7 +19,8 @@ def limit_headers(limits: Sequence[LimitState]) -> dict[str, str]:
         if state is not None:
             headers[f"X-RateLimit-Limit-{name}"] = str(state.limit)
             headers[f"X-RateLimit-Remaining-{name}"] = str(max(0, state.remaining))
-            headers[f"X-RateLimit-Reset-{name}"] = format_duration(state.reset_delay)
+            if state.reset_delay is not None:
+                headers[f"X-RateLimit-Reset-{name}"] = format_duration(state.reset_delay)
     for name, window in (("Minute", LimitWindow.MINUTE), ("Hour", LimitWindow.HOUR)):
         state = next((state for state in enforced if state.kind is LimitKind.REQUESTS and state.window is window), None)
         if state is not None:

@@ -37,7 +37,8 @@ _EXPOSED_HEADERS = (
     "X-Request-Id, Retry-After, Retry-After-Ms, OpenAI-Processing-Ms, Server-Timing, X-RateLimit-Limit-Requests,"
     " X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens,"
     " X-RateLimit-Reset-Tokens, X-RateLimit-Limit-Minute, X-RateLimit-Remaining-Minute, X-RateLimit-Limit-Hour,"
-    " X-RateLimit-Remaining-Hour, X-Should-Retry, X-Naru-Cost"
+    " X-RateLimit-Remaining-Hour, X-Should-Retry, X-Naru-Cost, X-Naru-Replayed,"
+    " X-Naru-Original-Request-Id"
 )
 _log = get_logger(__name__)
 

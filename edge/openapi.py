@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge.openapi_platform import platform_paths, platform_schemas
+from edge.openapi_platform import export_paths, platform_paths, platform_schemas
+from edge.routes.export import EXPORTS
 from edge.routes.platform import Row
 from naru import __version__
 
@@ -29,7 +30,7 @@ def document(aliases: dict[str, str], rows: Sequence[Row]) -> Schema:
         "/openapi.json": {"get": _open("This document.")},
         "/docs": {"get": _open("This document as a page.", media="text/html")},
     }
-    for path, methods in platform_paths(rows).items():
+    for path, methods in (platform_paths(rows) | export_paths(EXPORTS)).items():
         paths[path] = methods
         for operation in methods.values():
             operation["responses"] |= _error_responses((400, 401, 403, 404, 409, 413, 500, 503))
@@ -61,6 +62,13 @@ def document(aliases: dict[str, str], rows: Sequence[Row]) -> Schema:
     }
 
 
+_IDEMPOTENCY_KEY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Your name for this request, 1 to 255 printable ASCII characters: sent again within an hour of its answer,"
+    " it gets the same answer and costs nothing.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
 _CHAT_EXAMPLE = {
     "model": "smollm2-135m-instruct",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -108,11 +116,20 @@ def _generating(what: str, request: str, answer: str, example: Schema) -> Schema
         f"Generate {what}. With `stream`, the answer is server-sent events: chunks, then `[DONE]`; an event with `error`"
         " if it breaks. Parameters that are not listed here go on to the engine.",
         answer,
-        (400, 401, 403, 404, 413, 429, 500, 503, 504),
+        (400, 401, 403, 404, 409, 413, 429, 500, 503, 504),
+    )
+    operation["responses"]["409"]["description"] = (
+        "The `Idempotency-Key` has a request already: another one (`idempotency_key_reused`), one in flight"
+        " (`idempotency_key_in_use`; `retry-after` says when to try again), or one whose answer is not kept"
+        " (`idempotency_outcome_not_kept`)."
     )
     operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    operation["responses"]["200"]["headers"] |= {
+        "x-naru-replayed": _header("`true` when this was answered before, to the same `Idempotency-Key`."),
+        "x-naru-original-request-id": _header("The id of the request that it was answered to then."),
+    }
     content = {"application/json": {"schema": _reference(request), "example": example}}
-    return operation | {"requestBody": {"required": True, "content": content}}
+    return operation | {"parameters": [_IDEMPOTENCY_KEY], "requestBody": {"required": True, "content": content}}
 
 
 def _open(description: str, *errors: int, media: str = "application/json") -> Schema:
@@ -126,21 +143,22 @@ def _open(description: str, *errors: int, media: str = "application/json") -> Sc
     }
 
 
-def _headers() -> Schema:
-    def header(description: str) -> Schema:
-        return {"description": description, "schema": {"type": "string"}}
+def _header(description: str) -> Schema:
+    return {"description": description, "schema": {"type": "string"}}
 
+
+def _headers() -> Schema:
     return {
-        "x-request-id": header("The request's id; yours, if you sent one."),
-        "x-ratelimit-limit-requests": header("The tightest limit on requests, if there is one."),
-        "x-ratelimit-remaining-requests": header("What is left of it."),
-        "x-ratelimit-reset-requests": header("Time until all of it is free again, such as 6m0s."),
-        "x-ratelimit-limit-tokens": header("The tightest limit on tokens, if there is one."),
-        "x-ratelimit-remaining-tokens": header("What is left of it."),
-        "x-ratelimit-reset-tokens": header("Time until all of it is free again."),
-        "x-naru-cost": header("What a whole answer cost, in units of the currency, if its model has a price."),
-        "openai-processing-ms": header("Milliseconds until the answer began."),
-        "server-timing": header("Where the time went."),
+        "x-request-id": _header("The request's id; yours, if you sent one."),
+        "x-ratelimit-limit-requests": _header("The tightest limit on requests, if there is one."),
+        "x-ratelimit-remaining-requests": _header("What is left of it."),
+        "x-ratelimit-reset-requests": _header("Time until all of it is free again, such as 6m0s."),
+        "x-ratelimit-limit-tokens": _header("The tightest limit on tokens, if there is one."),
+        "x-ratelimit-remaining-tokens": _header("What is left of it."),
+        "x-ratelimit-reset-tokens": _header("Time until all of it is free again."),
+        "x-naru-cost": _header("What a whole answer cost, in units of the currency, if its model has a price."),
+        "openai-processing-ms": _header("Milliseconds until the answer began."),
+        "server-timing": _header("Where the time went."),
     }
 
 

@@ -7,9 +7,13 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from edge.routes.export import CONTENT_TYPES, ExportRow
+from edge.routes.export import QUERY as EXPORT_QUERY
+from edge.routes.export import RPC as EXPORT_RPC
 from edge.routes.platform import Row
 from edge.rpcs import Rpc
 from edge.transcoding import DURATION, INTEGERS, TIMESTAMP, enum_names
+from naru.usage_export import ExportFormat
 
 Schema = dict[str, Any]
 _IDEMPOTENCY_KEY: Schema = {
@@ -19,12 +23,43 @@ _IDEMPOTENCY_KEY: Schema = {
     "schema": {"type": "string"},
 }
 
+_DAYS: Schema = {
+    "name": "days",
+    "in": "query",
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "Instead of start_time: the last so many days in UTC, with today.",
+}
+
 
 def platform_paths(rows: Iterable[Row]) -> dict[str, Schema]:
     """Operations by path and method, without descriptions of answers other than 200."""
     paths: dict[str, Schema] = {}
     for row in rows:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, Rpc(row.rpc))
+    return paths
+
+
+def export_paths(exports: Iterable[ExportRow]) -> dict[str, Schema]:
+    """Operations of the routes that export, as `platform_paths`."""
+    fields = Rpc(EXPORT_RPC).input.fields_by_name
+    paths: dict[str, Schema] = {}
+    for row in exports:
+        written = {"type": "string", "enum": list(ExportFormat), "default": ExportFormat.CSV}
+        parameters = [{"name": "format", "in": "query", "schema": written}]
+        parameters += [
+            {"name": name, "in": "query", "schema": _of_field(fields[field])} for name, field in EXPORT_QUERY.items()
+        ]
+        if row.days:
+            parameters.append(_DAYS)
+        content = {media.partition(";")[0]: {"schema": {"type": "string"}} for media in CONTENT_TYPES.values()}
+        paths[row.path] = {
+            "get": {
+                "summary": row.summary,
+                "description": row.summary,
+                "parameters": parameters,
+                "responses": {"200": {"description": "OK", "content": content}},
+            }
+        }
     return paths
 
 
@@ -49,15 +84,7 @@ def _operation(row: Row, rpc: Rpc) -> Schema:
         for name, field in row.query.items()
     ]
     if row.days:
-        days = {"type": "integer", "minimum": 1}
-        parameters.append(
-            {
-                "name": "days",
-                "in": "query",
-                "schema": days,
-                "description": "Instead of start_time: the last so many days in UTC, with today.",
-            }
-        )
+        parameters.append(_DAYS)
     if row.method != "GET":
         parameters.append(_IDEMPOTENCY_KEY)
     if parameters:

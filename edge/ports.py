@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edge.accounts import EventRef, LimitState, Reservation, ReserveResult
+from edge.accounts import EventRef, Idempotency, KeptOutcome, LimitState, Reservation, ReserveResult
 from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel
 from naru.identity import Principal
 from naru.pricing import UnitPrices
@@ -31,6 +31,9 @@ class Quota(Protocol):
 
     def release(self, event: EventRef) -> None:
         """Gives back what an attempt reserved; does not wait."""
+
+    def keep(self, kept: KeptOutcome) -> None:
+        """Tells what became of a request with an idempotency key; does not wait."""
 
     async def renew(self, events: Sequence[EventRef]) -> None:
         """Extends leases by 60 seconds. Raises NaruError."""
@@ -61,6 +64,7 @@ class Call:
         output_tokens: Most tokens that can be generated; 0 when the request does not say.
         choices: How many choices it asks for, over all prompts.
         body: The client's JSON, untouched.
+        idempotency: The key it came with; None: none.
     """
 
     request_id: str
@@ -74,6 +78,7 @@ class Call:
     choices: int
     traceparent: str
     body: bytes
+    idempotency: Idempotency | None = None
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from naru.api.accounting.v1 import (
     budget_service_pb2,
+    ledger_service_pb2,
     pricing_service_pb2,
     quota_service_pb2,
     tier_service_pb2,
@@ -16,7 +17,14 @@ from naru.api.accounting.v1 import (
 
 _RPCS: dict[str, MethodDescriptor] = {
     f"{service.name}/{method.name}": method
-    for module in (budget_service_pb2, pricing_service_pb2, quota_service_pb2, tier_service_pb2, usage_service_pb2)
+    for module in (
+        budget_service_pb2,
+        ledger_service_pb2,
+        pricing_service_pb2,
+        quota_service_pb2,
+        tier_service_pb2,
+        usage_service_pb2,
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }

@@ -21,6 +21,7 @@ from naru.logs import get_logger
 LARGE_INPUT_BYTES = 256 << 10
 """Inputs from here on travel by a call of their own, so that they never delay a Cancel."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+_SETTLED_SECONDS = 5.0
 _MODELS_INTERVAL = 5.0
 _TICK = 1.0
 _CALL_MARGIN = 10.0
@@ -108,14 +109,16 @@ class ReplicaSession:
         """Connects, and connects again, for ever."""
         pause = _FIRST_PAUSE
         while True:
+            started = self._clock.monotonic()
             try:
                 self.models = await self._client.list_models()
-                pause = _FIRST_PAUSE
                 await self._serve()
             except NaruError as error:
                 _log.debug("no session with the replica", replica=self.address, error=error.message)
             finally:
                 self._disconnected()
+            if self._clock.monotonic() - started > _SETTLED_SECONDS:
+                pause = _FIRST_PAUSE
             await asyncio.sleep(pause * (0.5 + self._random() / 2))
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -139,8 +142,8 @@ class ReplicaSession:
                     self._deliver(message)
             finally:
                 polling.cancel()
-                with suppress(asyncio.CancelledError):
-                    await polling
+                # Not `await polling`: whoever swallows its cancellation may swallow our own.
+                await asyncio.wait([polling])
 
     async def _poll_models(self) -> None:
         while True:

@@ -49,6 +49,9 @@ class Accounting(Protocol):
     async def release(self, key: EventKey) -> None:
         """Gives back what a reservation holds, except its request count."""
 
+    async def finish(self, keys: Sequence[EventKey]) -> None:
+        """Says that requests have ended, so that their places in flight are free. At most 4,096."""
+
     async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
         """Extends leases; says for each whether it goes on. At most 4,096."""
 
@@ -85,7 +88,7 @@ class Reservations:
 
 
 class Leases:
-    """Renews the leases of everything that runs.
+    """Renews the leases of everything that runs, and says at once what has ended.
 
     Args:
         accounting: Who keeps them.
@@ -106,6 +109,8 @@ class Leases:
         self._metrics = metrics
         self._interval = interval
         self._running: dict[EventKey, None] = {}
+        self._ended: list[EventKey] = []
+        self._any_ended = asyncio.Event()
 
     def add(self, key: EventKey) -> None:
         """A request runs from now on."""
@@ -113,7 +118,23 @@ class Leases:
 
     def remove(self, key: EventKey) -> None:
         """A request is over."""
-        self._running.pop(key, None)
+        if key in self._running:
+            del self._running[key]
+            self._ended.append(key)
+            self._any_ended.set()
+
+    async def tell_ended(self) -> None:
+        """Tells what has ended, as soon as it has: what ends while a call is on its way is in the next. Runs for ever."""
+        while True:
+            await self._any_ended.wait()
+            batch, self._ended = self._ended[:_RENEW_LIMIT], self._ended[_RENEW_LIMIT:]
+            if not self._ended:
+                self._any_ended.clear()
+            try:
+                await self._accounting.finish(batch)
+            except NaruError as error:
+                # Only sooner than the report of what they used, which gives the places back too.
+                self._logger.debug("cannot say what has ended", count=len(batch), reason=error.reason)
 
     async def keep(self) -> None:
         """Renews in batches. Runs for ever."""

@@ -197,6 +197,7 @@ async def _assemble(
         ("journal", journal.keep_synced()),
         ("shipper", shipper.run()),
         ("leases", leases.keep()),
+        ("ended", leases.tell_ended()),
         ("invalidations", authenticator.watch()),
     ):
         _ = lifecycle.background.start(name, work)

@@ -52,6 +52,11 @@ class AccountingClient:
         request = quota_service_pb2.ReleaseRequest(items=[convert.key_to_proto(key)])
         await self._client.call(self._quota.Release, request, timeout=_DECIDE_SECONDS)
 
+    async def finish(self, keys: Sequence[EventKey]) -> None:
+        """Says that requests have ended."""
+        request = quota_service_pb2.FinishRequest(items=[convert.key_to_proto(key) for key in keys])
+        await self._client.call(self._quota.Finish, request, timeout=_DECIDE_SECONDS)
+
     async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
         """Extends leases; says for each whether it goes on."""
         request = quota_service_pb2.RenewRequest(items=[convert.key_to_proto(key) for key in keys])

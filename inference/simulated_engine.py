@@ -6,7 +6,6 @@ It is deterministic, it says of itself that it is simulated, and it is never cho
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -217,8 +216,7 @@ class SimulatedEngine:
         stepper, self._stepper = self._stepper, None
         if stepper is not None:
             stepper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await stepper
+            await asyncio.wait([stepper])
         self._die()
 
     def abort(self, choices: list[Running]) -> None:

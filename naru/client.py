@@ -71,10 +71,7 @@ class ServiceClient:
         With `on_behalf_of` the call is that principal's, as if they had made it themselves; only the edge may ask for that.
         Raises NaruError, whatever went wrong.
         """
-        metadata = self._outgoing()
-        if on_behalf_of is not None:
-            metadata = (*metadata, (PRINCIPAL_METADATA, principal_to_proto(on_behalf_of).SerializeToString()))
-        call = method(request, timeout=deadline.bounded(timeout), metadata=metadata)
+        call = method(request, timeout=deadline.bounded(timeout), metadata=self._outgoing(on_behalf_of))
         try:
             return await call
         except grpc.aio.AioRpcError as failure:
@@ -83,13 +80,15 @@ class ServiceClient:
             call.cancel()
 
     @asynccontextmanager
-    async def stream(self, method: Any, request: Any, *, timeout: float | None) -> AsyncIterator[AsyncIterator[Any]]:
+    async def stream(
+        self, method: Any, request: Any, *, timeout: float | None, on_behalf_of: Principal | None = None
+    ) -> AsyncIterator[AsyncIterator[Any]]:
         """Makes a streaming call; leaving the block cancels it, which leaving the iterator alone would not.
 
-        `timeout` is for the whole stream; None only for streams that live as long as the process.
+        `timeout` is for the whole stream; None only for streams that live as long as the process. `on_behalf_of` as in `call`.
         """
         limit = None if timeout is None else deadline.bounded(timeout)
-        call = method(request, timeout=limit, metadata=self._outgoing())
+        call = method(request, timeout=limit, metadata=self._outgoing(on_behalf_of))
         try:
             yield self._messages(call)
         finally:
@@ -102,9 +101,14 @@ class ServiceClient:
         except grpc.aio.AioRpcError as failure:
             raise error_from_rpc(failure, self.name) from failure
 
-    def _outgoing(self) -> Metadata:
+    def _outgoing(self, on_behalf_of: Principal | None) -> Metadata:
         request = context.current_or_none()
-        return self._metadata if request is None else (*self._metadata, (REQUEST_ID_METADATA, request.request_id))
+        metadata = self._metadata
+        if request is not None:
+            metadata = (*metadata, (REQUEST_ID_METADATA, request.request_id))
+        if on_behalf_of is not None:
+            metadata = (*metadata, (PRINCIPAL_METADATA, principal_to_proto(on_behalf_of).SerializeToString()))
+        return metadata
 
     async def close(self) -> None:
         """Closes the channel; calls in flight fail."""

@@ -29,6 +29,7 @@ _ANY_SERVICE = frozenset(ServiceName)
 _RESOLVERS = frozenset({_EDGE, _INFERENCE, _ACCOUNTING})
 _METERS = frozenset({_EDGE, _INFERENCE})
 _READERS = Grant(frozenset({_EDGE, _OPERATOR}), Role.USER)
+_SEERS = Grant(frozenset({_OPERATOR}), Role.USER)
 _MANAGERS = Grant(frozenset({_OPERATOR}), Role.ADMIN)
 
 GRANTS: dict[str, Grant] = {
@@ -41,11 +42,15 @@ GRANTS: dict[str, Grant] = {
     "/naru.api.auth.v1.ApiKeyService/RevokeApiKey": Grant(role=Role.WORKSPACE_ADMIN),
     "/naru.api.accounting.v1.QuotaService/Reserve": Grant(_METERS),
     "/naru.api.accounting.v1.QuotaService/Release": Grant(_METERS),
+    "/naru.api.accounting.v1.QuotaService/Finish": Grant(_METERS),
     "/naru.api.accounting.v1.QuotaService/Renew": Grant(_METERS),
+    "/naru.api.accounting.v1.QuotaService/KeepOutcome": Grant(frozenset({_EDGE})),
     "/naru.api.accounting.v1.QuotaService/GetLimits": _READERS,
     "/naru.api.accounting.v1.UsageService/RecordUsage": Grant(_METERS),
     "/naru.api.accounting.v1.UsageService/RecordRequests": Grant(frozenset({_EDGE})),
     "/naru.api.accounting.v1.UsageService/QueryUsage": _READERS,
+    "/naru.api.accounting.v1.UsageService/ListRequests": _SEERS,
+    "/naru.api.accounting.v1.UsageService/ExportUsage": _SEERS,
     "/naru.api.accounting.v1.TierService/GetTier": _READERS,
     "/naru.api.accounting.v1.TierService/ListTiers": _READERS,
     "/naru.api.accounting.v1.TierService/CreateTier": _MANAGERS,
@@ -59,6 +64,11 @@ GRANTS: dict[str, Grant] = {
     "/naru.api.accounting.v1.PricingService/ListPrices": _READERS,
     "/naru.api.accounting.v1.PricingService/CreatePrice": _MANAGERS,
     "/naru.api.accounting.v1.PricingService/DeletePrice": _MANAGERS,
+    "/naru.api.accounting.v1.LedgerService/GetBalance": _READERS,
+    "/naru.api.accounting.v1.LedgerService/ListEntries": Grant(frozenset({_OPERATOR}), Role.WORKSPACE_ADMIN),
+    "/naru.api.accounting.v1.LedgerService/Credit": _MANAGERS,
+    "/naru.api.accounting.v1.LedgerService/SetOverdraft": _MANAGERS,
+    "/naru.api.accounting.v1.LedgerService/VerifyLedger": _MANAGERS,
     "/naru.api.inference.v1.InferenceService/Generate": Grant(frozenset({_EDGE}), Role.USER),
     "/naru.api.inference.v1.InferenceService/GenerateSession": Grant(frozenset({_EDGE})),
     "/naru.api.inference.v1.ModelService/ListModels": _READERS,

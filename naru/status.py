@@ -33,6 +33,9 @@ GRPC_CODES: dict[Reason, grpc.StatusCode] = {
     Reason.CANCELLED: grpc.StatusCode.CANCELLED,
     Reason.NOT_SUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+    Reason.IDEMPOTENCY_CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.IDEMPOTENCY_IN_FLIGHT: grpc.StatusCode.ABORTED,
+    Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT: grpc.StatusCode.ALREADY_EXISTS,
 }
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from edge import sse
-from edge.attempts import Generation
+from edge import outcomes, sse
+from edge.attempts import Generation, Replayed
 from edge.exchange import EXCHANGE, Exchange
 from edge.gateway import Gateway, check_endpoint
 from edge.generation import Endpoint
@@ -28,6 +28,7 @@ from naru.tracing import current_traceparent
 
 _LAST_WORDS_SECONDS = 1.0
 _STREAM_HEADERS = {"Content-Type": sse.CONTENT_TYPE, "X-Accel-Buffering": "no"}
+_WHOLE_HEADERS = {"Content-Type": "application/json"}
 
 
 class Slots:
@@ -96,6 +97,7 @@ class GeneratingRoute:
         exchange = request[EXCHANGE]
         principal = await self._access.authenticate(request)
         check_endpoint(principal, self._shape.endpoint)
+        key = outcomes.read_key(request.headers.getall(outcomes.HEADER, ()))
         with self._slots.take():
             body = await self._access.read_body(request)
             parsed = self._shape.parse(body, stream=stream)
@@ -113,20 +115,27 @@ class GeneratingRoute:
                 choices=parsed.choices,
                 traceparent=current_traceparent(),
                 body=parsed.body,
+                idempotency=outcomes.identify(key, self._shape.endpoint, body, stream=parsed.stream) if key else None,
             )
-            if parsed.stream:
-                return await self._stream(request, call, parsed)
-            return await self._whole(exchange, call, parsed)
+            try:
+                if parsed.stream:
+                    return await self._stream(request, call, parsed)
+                return await self._whole(exchange, call, parsed)
+            except Replayed as replayed:
+                return _replay(replayed.outcome)
 
     async def _whole(self, exchange: Exchange, call: Call, parsed: OpenAiRequest) -> web.Response:
         async with self._gateway.generate(call, exchange.progress) as generation:
             answer = self._shape.whole(self._options(exchange, generation, parsed))
             async for deltas in generation.deltas():
                 answer.add(deltas)
-        progress = exchange.progress
-        headers = {} if progress.cost is None else {"X-Naru-Cost": format_money(progress.cost)}
-        body = answer.render(progress.usage, _shown_cost(exchange, parsed))
-        return web.Response(body=body, content_type="application/json", headers=headers)
+            body = answer.render(exchange.progress.usage, _shown_cost(exchange, parsed))
+            recording = outcomes.Recording(wanted=call.idempotency is not None)
+            recording.add(body)
+            generation.keep(recording.encode(exchange.request_id, _WHOLE_HEADERS))
+        cost = exchange.progress.cost
+        headers = {} if cost is None else {"X-Naru-Cost": format_money(cost)}
+        return web.Response(body=body, headers=_WHOLE_HEADERS | headers)
 
     async def _stream(self, request: web.Request, call: Call, parsed: OpenAiRequest) -> web.StreamResponse:
         exchange = request[EXCHANGE]
@@ -135,8 +144,10 @@ class GeneratingRoute:
             async with self._gateway.generate(call, exchange.progress) as generation:
                 exchange.status = 200
                 await response.prepare(request)
-                await self._write_answer(response, exchange, generation, parsed)
-        except ConnectionError:
+                recording = outcomes.Recording(wanted=call.idempotency is not None)
+                await self._write_answer(response, exchange, generation, parsed, recording)
+                generation.keep(recording.encode(exchange.request_id, _STREAM_HEADERS))
+        except (ConnectionError, Replayed):
             raise
         except Exception as cause:
             # Once the answer began nobody else can answer: whatever broke it, the stream itself has to say so.
@@ -151,11 +162,17 @@ class GeneratingRoute:
         return response
 
     async def _write_answer(
-        self, response: web.StreamResponse, exchange: Exchange, generation: Generation, parsed: OpenAiRequest
+        self,
+        response: web.StreamResponse,
+        exchange: Exchange,
+        generation: Generation,
+        parsed: OpenAiRequest,
+        recording: outcomes.Recording,
     ) -> None:
         answer = self._shape.stream(self._options(exchange, generation, parsed))
         chunk = answer.start()
         if chunk:
+            recording.add(chunk)
             exchange.response_bytes += len(chunk)
             await response.write(chunk)
         async for deltas in generation.deltas():
@@ -164,9 +181,12 @@ class GeneratingRoute:
                 exchange.first_byte = self._clock.monotonic() - exchange.started
                 self._metrics.first.labels(exchange.endpoint).observe(exchange.first_byte)
             if chunk:
+                if deltas:
+                    recording.add(chunk)
                 exchange.response_bytes += len(chunk)
                 await response.write(chunk)
         chunk = answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + sse.DONE
+        recording.add(chunk)
         exchange.response_bytes += len(chunk)
         await response.write(chunk)
 
@@ -187,6 +207,13 @@ class GeneratingRoute:
 def _shown_cost(exchange: Exchange, parsed: OpenAiRequest) -> int | None:
     """What `usage.cost` says, in nano-units; None when nobody asked. What has no price costs nothing."""
     return (exchange.progress.cost or 0) if parsed.include_cost else None
+
+
+def _replay(outcome: bytes) -> web.Response:
+    """The answer that was given before, in one burst if it was a stream."""
+    answer = outcomes.decode(outcome)
+    headers = {"X-Naru-Replayed": "true", "X-Naru-Original-Request-Id": answer.request_id}
+    return web.Response(body=answer.body, headers=answer.headers | headers)
 
 
 async def _break_off(request: web.Request, response: web.StreamResponse, error: NaruError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -26,9 +26,9 @@ _DAYS = "days"
 _MOST_DAYS = 3_660
 _DAY_SECONDS = 86_400
 _PAGE = {"page_size": "page_size", "page_token": "page_token"}
-_USAGE = {"by": "group_by"} | {
-    name: name for name in ("start_time", "end_time", "key_id", "model", "workspace_id", "page_size", "page_token")
-}
+_WHOSE = {name: name for name in ("start_time", "end_time", "key_id", "user_id", "workspace_id", "model", "endpoint")}
+_USAGE = {"by": "group_by"} | _WHOSE | _PAGE
+_REQUESTS = _WHOSE | {name: name for name in ("status", "status_class", "request_id", "trace_id")} | _PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,36 @@ ROWS = (
     Row("DELETE", "/api/prices/{price_id}", "PricingService/DeletePrice", "Delete a price that has not begun."),
     Row(
         "GET",
+        "/api/ledger/{workspace_id}",
+        "LedgerService/GetBalance",
+        "Show how a workspace's account stands.",
+        answer="balance",
+    ),
+    Row(
+        "GET",
+        "/api/ledger/{workspace_id}/entries",
+        "LedgerService/ListEntries",
+        "List the entries of an account, those booked last first.",
+        query=_PAGE | {"kind": "kinds", "start_time": "start_time", "end_time": "end_time", "event_id": "event_id"},
+    ),
+    Row(
+        "POST",
+        "/api/ledger/{workspace_id}/credits",
+        "LedgerService/Credit",
+        "Put money on an account, or take some off by an adjustment.",
+        body="credit",
+    ),
+    Row(
+        "PUT",
+        "/api/ledger/{workspace_id}/overdraft",
+        "LedgerService/SetOverdraft",
+        "Say how far below zero a balance may fall; without an amount: without a bound, billed in arrears.",
+        body="overdraft",
+        answer="balance",
+    ),
+    Row("GET", "/api/ledger:verify", "LedgerService/VerifyLedger", "Prove the books; no findings: they hold."),
+    Row(
+        "GET",
         "/api/limits",
         "QuotaService/GetLimits",
         "Show where your limits stand, tightest first.",
@@ -125,6 +155,16 @@ ROWS = (
         "UsageService/QueryUsage",
         "Sum the usage of the installation, or of the workspace that you manage.",
         query=_USAGE,
+        days=True,
+        role=Role.WORKSPACE_ADMIN,
+    ),
+    Row("GET", "/api/requests", "UsageService/ListRequests", "List the requests that you may see.", query=_REQUESTS),
+    Row(
+        "GET",
+        "/api/admin/requests",
+        "UsageService/ListRequests",
+        "List the requests of the installation, or of the workspace that you manage.",
+        query=_REQUESTS,
         days=True,
         role=Role.WORKSPACE_ADMIN,
     ),
@@ -169,14 +209,14 @@ class PlatformRoutes:
         request = rpc.request()
         if row.method != "GET":
             _read_body(row, request, await self._access.read_body(http), http.headers.get("Idempotency-Key", ""))
-        self._read_query(row, request, http)
+        read_query(request, http, self._clock, query=row.query, days=row.days)
         for name in row.path_fields:
             _read_path(row, request, name, http.match_info[name])
         if row.as_edge:
             _fill_principal(request, principal, http[EXCHANGE].client_address)
         try:
             response = await self._rpcs.call(
-                rpc, request, on_behalf_of=None if row.as_edge else _without_route(principal)
+                rpc, request, on_behalf_of=None if row.as_edge else without_route(principal)
             )
         except NaruError as error:
             # The caller knows the body, not the field of the request that it is.
@@ -187,19 +227,28 @@ class PlatformRoutes:
         shown = to_json(getattr(response, row.answer) if row.answer else response)
         return web.Response(body=msgspec.json.encode(shown), content_type="application/json")
 
-    def _read_query(self, row: Row, request: Any, http: web.Request) -> None:
-        for name in dict.fromkeys(http.query):
-            texts = http.query.getall(name)
-            if name in row.query:
-                fill_text(request, row.query[name], texts, name)
-            elif name != _DAYS or not row.days:
-                raise invalid_argument(name, f"Unknown parameter: '{name}'.")
-            elif "start_time" in http.query:
-                raise invalid_argument(name, "Give either 'days' or 'start_time'.")
-            else:
-                # Whole days, so that the next page asks the same question.
-                first = self._clock.time() // _DAY_SECONDS - _read_days(texts[-1]) + 1
-                request.start_time.CopyFrom(timestamp_to_proto(first * _DAY_SECONDS))
+
+def read_query(
+    request: Any, http: web.Request, clock: Clock, *, query: Mapping[str, str], days: bool, ignored: Sequence[str] = ()
+) -> None:
+    """Puts query parameters where `query` and `days` say, as in `Row`; those that are ignored are somebody else's.
+
+    Raises NaruError INVALID_ARGUMENT naming the parameter.
+    """
+    for name in dict.fromkeys(http.query):
+        texts = http.query.getall(name)
+        if name in query:
+            fill_text(request, query[name], texts, name)
+        elif name in ignored:
+            continue
+        elif name != _DAYS or not days:
+            raise invalid_argument(name, f"Unknown parameter: '{name}'.")
+        elif "start_time" in http.query:
+            raise invalid_argument(name, "Give either 'days' or 'start_time'.")
+        else:
+            # Whole days, so that the next page asks the same question.
+            first = clock.time() // _DAY_SECONDS - _read_days(texts[-1]) + 1
+            request.start_time.CopyFrom(timestamp_to_proto(first * _DAY_SECONDS))
 
 
 def _read_body(row: Row, request: Any, body: bytes, key: str) -> None:
@@ -237,6 +286,6 @@ def _read_days(text: str) -> int:
     return int(text)
 
 
-def _without_route(principal: Principal) -> Principal:
+def without_route(principal: Principal) -> Principal:
     """The principal as accounting gets it: a scope that names routes was checked here, and names no RPCs."""
     return replace(principal, scopes=replace(principal.scopes, endpoints=()))

@@ -9,6 +9,7 @@ from aiohttp import web
 from edge.routes.chat import CHAT
 from edge.routes.completions import COMPLETIONS
 from edge.routes.docs import DocsRoutes
+from edge.routes.export import EXPORTS, ExportRoutes
 from edge.routes.generating import GeneratingRoute, Shape
 from edge.routes.health import HealthRoutes
 from edge.routes.models import ENDPOINT as MODELS_ENDPOINT
@@ -37,6 +38,7 @@ def add_routes(
     generating: Callable[[Shape], GeneratingRoute],
     models: ModelRoutes,
     platform: PlatformRoutes,
+    exports: ExportRoutes,
     health: HealthRoutes,
     metrics_public: bool,
 ) -> None:
@@ -54,6 +56,8 @@ def add_routes(
     for row in ROWS:
         for path in (row.path, *(alias for alias, canonical in ALIASES.items() if canonical == row.path)):
             router.add_route(row.method, path, platform.handler(row))
+    for export in EXPORTS:
+        router.add_get(export.path, exports.handler(export))
     router.add_get("/health", health.health)
     router.add_get("/healthz", health.alive)
     router.add_get("/readyz", health.ready)

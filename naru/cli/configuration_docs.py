@@ -40,9 +40,9 @@ default_output_tokens = 1024
 ```
 
 Kinds: `requests`, `input_tokens`, `output_tokens`, `total_tokens`, `cost` (in billionths of the currency), each with a window:
-`minute`, `hour`, `day` or `month`; and `concurrency`, which has none. Scopes: `key`, `user`, `workspace`, `address`, `tier`;
-left out: the API key, else the user, else the workspace. Further: `model`, of one served model alone; `shadow = true`, count
-but never refuse; `soft_thresholds`, percentages whose crossing is logged and counted.
+`minute`, `hour`, `day`, `month` or `total` (all time); and `concurrency`, which has none. Scopes: `key`, `user`, `workspace`,
+`address`, `tier`; left out: the API key, else the user, else the workspace. Further: `model`, of one served model alone;
+`shadow = true`, count but never refuse; `soft_thresholds`, percentages whose crossing is logged and counted.
 """
 
 

@@ -54,7 +54,9 @@ def limits(  # noqa: PLR0917 -- typer makes an option of each
             escape(state.model) or "(all)",
             amount_text(state.kind, state.limit),
             amount_text(state.kind, state.remaining),
-            str(timedelta(seconds=math.ceil(state.reset_delay.ToTimedelta().total_seconds()))),
+            str(timedelta(seconds=math.ceil(state.reset_delay.ToTimedelta().total_seconds())))
+            if state.HasField("reset_delay")
+            else "never",
             "shadow" if state.shadow else "",
         )
     tables.show(table)

@@ -8,10 +8,11 @@ import typer
 
 from naru import __version__
 from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
-from naru.cli import budgets, keys, prices, session, tiers
+from naru.cli import budgets, keys, ledger, prices, session, tiers
 from naru.cli import up as supervision
+from naru.cli import usage as usages
 from naru.cli.limits import limits
-from naru.cli.usage import usage
+from naru.cli.requests import requests
 from naru.client import ServiceClient
 
 # A traceback that shows local variables would show keys.
@@ -25,8 +26,10 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(tiers.app, name="tiers")
 app.add_typer(budgets.app, name="budgets")
 app.add_typer(prices.app, name="prices")
+app.add_typer(ledger.app, name="ledger")
 app.command()(limits)
-app.command()(usage)
+app.add_typer(usages.app, name="usage")
+app.command()(requests)
 
 
 @app.command()

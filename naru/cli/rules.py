@@ -12,8 +12,8 @@ from naru.pricing import MAX_COST
 LIMIT_SYNTAX = (
     "[SCOPE:]KIND[/WINDOW][@MODEL]=AMOUNT[,shadow][,warn=PERCENT]. SCOPE: key, user, workspace, address or tier; without one"
     " it is the key, else the user, else the workspace. KIND: requests, tokens, input-tokens, output-tokens, cost or"
-    " concurrency. WINDOW: minute, hour, day or month; none for concurrency. AMOUNT: a whole number; for cost, units of the"
-    " currency. shadow: count, but never refuse. warn: log when so many percent are used; may be given again."
+    " concurrency. WINDOW: minute, hour, day, month or total; none for concurrency. AMOUNT: a whole number; for cost, units"
+    " of the currency. shadow: count, but never refuse. warn: log when so many percent are used; may be given again."
 )
 """What `parse_limit` reads, for the help texts."""
 _LIMIT = re.compile(
@@ -53,6 +53,7 @@ class Window(StrEnum):
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
+    TOTAL = "total"
 
 
 SCOPES = {scope: limit_pb2.LimitScope.Value(f"LIMIT_SCOPE_{scope.name}") for scope in Scope}

@@ -25,7 +25,7 @@ class StateFolder:
 
     @property
     def secrets(self) -> Path:
-        """Service tokens, pepper, Redis password."""
+        """Service tokens, pepper, Redis password, the key of kept outcomes."""
         return self.root / "secrets"
 
     @property

@@ -100,6 +100,7 @@ def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
         "NARU_AUTHSVC_PEPPER_FILES": f"1:{state.secrets.resolve()}/pepper",
         "NARU_ACCOUNTING_DATABASE_URL": f"sqlite+aiosqlite:///{data}/accounting.db",
         "NARU_ACCOUNTING_REDIS_URL": f"redis://:{redis_password}@127.0.0.1:{ports['NARU_UP_REDIS_PORT']}/0",
+        "NARU_ACCOUNTING_OUTCOME_KEY": state.secret("outcome-key"),
         "NARU_INFERENCE_JOURNAL_DIR": f"{data}/journal",
         "NARU_INFERENCE_REPLICA_ID": "local",
     }

@@ -1,12 +1,18 @@
-"""`naru usage`: what was used and what it cost, by key, model and day."""
+"""`naru usage`: what was used and what it cost, by key, model and day; and its export, event by event."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, BinaryIO
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
@@ -14,6 +20,7 @@ from naru.cli import session, tables
 from naru.client import ServiceClient
 from naru.convert import timestamp_to_proto
 from naru.money import format_money
+from naru.usage_export import ExportFormat, header, lines
 
 
 class Dimension(StrEnum):
@@ -23,6 +30,10 @@ class Dimension(StrEnum):
     MODEL = "model"
     DAY = "day"
     WORKSPACE = "workspace"
+    USER = "user"
+    ENDPOINT = "endpoint"
+    HOUR = "hour"
+    SERVICE_ACCOUNT = "service_account"
 
 
 _FIELDS = {
@@ -30,33 +41,53 @@ _FIELDS = {
     Dimension.MODEL: "model",
     Dimension.DAY: "day",
     Dimension.WORKSPACE: "workspace_id",
+    Dimension.USER: "user_id",
+    Dimension.ENDPOINT: "endpoint",
+    Dimension.HOUR: "hour",
+    Dimension.SERVICE_ACCOUNT: "service_account",
 }
+_EXPORT_TIMEOUT = 3_600.0
+Key = Annotated[str, typer.Option(help="Only this key, by its public id.")]
+User = Annotated[str, typer.Option(help="Only this user.")]
+Workspace = Annotated[str, typer.Option(help="Only this workspace.")]
+Model = Annotated[str, typer.Option(help="Only this model.")]
+Endpoint = Annotated[str, typer.Option(help="Only this endpoint, such as /v1/chat/completions.")]
+Since = Annotated[datetime | None, typer.Option(help="Only from this day on (UTC).", formats=["%Y-%m-%d"])]
+Until = Annotated[datetime | None, typer.Option(help="Only before this day (UTC).", formats=["%Y-%m-%d"])]
+app = typer.Typer(invoke_without_command=True)
 
 
-def usage(
+@app.callback()
+def usage(  # noqa: PLR0917 -- typer makes an option of each
+    context: typer.Context,
     by: Annotated[
         list[Dimension] | None, typer.Option(help="Group by this; give it again for more. Default: key, model and day.")
     ] = None,
-    key: Annotated[str, typer.Option(help="Only this key, by its public id.")] = "",
-    model: Annotated[str, typer.Option(help="Only this model.")] = "",
-    since: Annotated[datetime | None, typer.Option(help="Only from this day on (UTC).", formats=["%Y-%m-%d"])] = None,
-    until: Annotated[datetime | None, typer.Option(help="Only before this day (UTC).", formats=["%Y-%m-%d"])] = None,
+    key: Key = "",
+    user: User = "",
+    workspace: Workspace = "",
+    model: Model = "",
+    endpoint: Endpoint = "",
+    since: Since = None,
+    until: Until = None,
 ) -> None:
     """Show tokens used and what they cost, in units of the currency; only what was settled counts.
 
     "unpriced" counts the requests that cost nothing because nobody had set a price for their model.
     """
+    if context.invoked_subcommand is not None:
+        return
     dimensions = by or [Dimension.KEY, Dimension.MODEL, Dimension.DAY]
     request = usage_service_pb2.QueryUsageRequest(
         group_by=[usage_service_pb2.UsageDimension.Value(f"USAGE_DIMENSION_{d.upper()}") for d in dimensions],
         key_id=key,
+        user_id=user,
+        workspace_id=workspace,
         model=model,
+        endpoint=endpoint,
         page_size=1000,
     )
-    if since is not None:
-        request.start_time.CopyFrom(timestamp_to_proto(since.replace(tzinfo=UTC).timestamp()))
-    if until is not None:
-        request.end_time.CopyFrom(timestamp_to_proto(until.replace(tzinfo=UTC).timestamp()))
+    between(request, since, until)
 
     async def call(client: ServiceClient) -> list[usage_service_pb2.UsageRow]:
         stub = usage_service_pb2_grpc.UsageServiceStub(client.channel)
@@ -82,3 +113,85 @@ def usage(
             f"{row.unpriced_requests:,}",
         )
     tables.show(table)
+
+
+@app.command()
+def export(  # noqa: PLR0917 -- typer makes an option of each
+    output: Annotated[Path, typer.Option(help="Write it here; - is standard output.")],
+    written: Annotated[ExportFormat, typer.Option("--format", help="csv or jsonl.")] = ExportFormat.CSV,
+    key: Key = "",
+    user: User = "",
+    workspace: Workspace = "",
+    model: Model = "",
+    endpoint: Endpoint = "",
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Export usage event by event, the oldest first, as far back as single events are kept. Costs are in nano-units."""
+    request = usage_service_pb2.ExportUsageRequest(
+        key_id=key, user_id=user, workspace_id=workspace, model=model, endpoint=endpoint
+    )
+    between(request, since, until)
+
+    async def call(client: ServiceClient) -> int:
+        stub = usage_service_pb2_grpc.UsageServiceStub(client.channel)
+        exported = 0
+        with _opened(output) as file, _progress() as progress:
+            task = progress.add_task("events", total=None)
+            file.write(header(written))
+            async with client.stream(stub.ExportUsage, request, timeout=_EXPORT_TIMEOUT) as responses:
+                async for response in responses:
+                    if response.total_records:
+                        progress.update(task, total=response.total_records)
+                    file.write(lines(written, response.records))
+                    exported += len(response.records)
+                    progress.update(task, completed=exported)
+            # It was only about right.
+            progress.update(task, total=exported)
+        return exported
+
+    exported = session.run("accounting", call)
+    typer.secho(f"{exported:,} events exported to {output}.", err=True)
+
+
+def between(
+    request: usage_service_pb2.QueryUsageRequest
+    | usage_service_pb2.ExportUsageRequest
+    | usage_service_pb2.ListRequestsRequest,
+    since: datetime | None,
+    until: datetime | None,
+) -> None:
+    """Narrows a request to days in UTC."""
+    if since is not None:
+        request.start_time.CopyFrom(timestamp_to_proto(since.replace(tzinfo=UTC).timestamp()))
+    if until is not None:
+        request.end_time.CopyFrom(timestamp_to_proto(until.replace(tzinfo=UTC).timestamp()))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file that is there only once it is whole; errors end the command."""
+    if str(path) == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except OSError as error:
+        typer.secho(f"{path}: {error.strerror or error}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )

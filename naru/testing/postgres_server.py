@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,45 +19,70 @@ from uuid import uuid4
 
 
 class PostgresServer:
-    """A running server in which each test takes an empty database of its own."""
+    """A server in which each test takes an empty database of its own.
 
-    def __init__(self, executables: Path, socket_folder: Path) -> None:
+    Args:
+        folder: Holds everything of it, its socket included; a short path, as a Unix socket's may have 107 bytes.
+        user: Whom its processes run as; None: whoever we are.
+    """
+
+    def __init__(self, executables: Path, folder: Path, user: str | None) -> None:
         self._executables = executables
-        self._socket_folder = socket_folder
+        self._folder = folder
+        self._user = user
+        self._data = folder / "data"
 
     def new_database(self) -> str:
         """Creates an empty database and returns its SQLAlchemy URL for asyncpg."""
         name = f"test_{uuid4().hex}"
-        command = [str(self._executables / "createdb"), "-h", str(self._socket_folder), "-U", "postgres", name]
+        command = [str(self._executables / "createdb"), "-h", str(self._folder), "-U", "postgres", name]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603 -- our own executable and arguments
-        return f"postgresql+asyncpg://postgres@/{name}?host={self._socket_folder}"
+        return f"postgresql+asyncpg://postgres@/{name}?host={self._folder}"
+
+    def create(self) -> None:
+        """Makes its data directory."""
+        self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
+
+    def start(self) -> None:
+        """Returns when it answers; takes about a second, also after a kill."""
+        # A test's data need not survive the machine.
+        options = (
+            f"-c listen_addresses='' -c unix_socket_directories={self._folder} -c fsync=off -c max_connections=200"
+        )
+        self._run("pg_ctl", "-D", self._data, "-w", "-l", self._folder / "log", "-o", options, "start")
+
+    def kill(self) -> None:
+        """Kills its first process with SIGKILL; the others end when they notice."""
+        os.kill(int((self._data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ends it at once, cleanly enough to be started again."""
+        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+
+    def _run(self, executable: str, *arguments: object) -> None:
+        command = [str(self._executables / executable), *(str(argument) for argument in arguments)]
+        subprocess.run(command, check=True, user=self._user, cwd=self._folder, capture_output=True)  # noqa: S603 -- our own executables and arguments
 
 
 @contextmanager
 def postgres_cluster() -> Iterator[PostgresServer]:
     """Runs a server with a fresh data directory; takes about a second."""
-    # A short path: a Unix socket's may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="npg-"))
-    executables, data, user = _executables(), folder / "data", None
+    executables, user = _executables(), None
     if os.geteuid() == 0:
         # PostgreSQL refuses to run as root; and nobody else may be able to read where we are installed.
         user = "nobody"
         executables = _copy(executables, folder)
         account = pwd.getpwnam(user)
         os.chown(folder, account.pw_uid, account.pw_gid)
-
-    def run(*command: object) -> None:
-        subprocess.run([str(part) for part in command], check=True, user=user, cwd=folder, capture_output=True)  # noqa: S603 -- our own executables and arguments
-
+    server = PostgresServer(executables, folder, user)
     try:
-        run(executables / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
-        # A test's data need not survive the machine.
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
-        run(executables / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", options, "start")
+        server.create()
+        server.start()
         try:
-            yield PostgresServer(executables, folder)
+            yield server
         finally:
-            run(executables / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -58,21 +58,26 @@ class FakeAccounting:
 
     Attributes:
         decide: Decides on reservations; grants everything by default.
-        reserved, released, renewed: What it was asked, in order.
+        keeping: Hears of fates first, and may raise.
+        reserved, released, renewed, kept: What it was asked, in order.
         usage: Events that were reported.
         batches: Batches of request records.
         rpcs: All other calls.
+        export: What exports go on with after their first answer.
     """
 
     def __init__(self) -> None:
         self.decide: Decide = grant
+        self.keeping: Callable[[quota_service_pb2.KeepOutcomeRequest], None] = lambda _: None
         self.reserved: list[quota_service_pb2.Reservation] = []
         self.released: list[tuple[str, int]] = []
         self.renewed: list[tuple[str, int]] = []
+        self.kept: list[quota_service_pb2.KeepOutcomeRequest] = []
         self.usage: list[usage_event_pb2.UsageEvent] = []
         self.batches: list[list[usage_event_pb2.RequestRecord]] = []
         self.failing_usage_calls = 0
         self.rpcs = RecordedRpcs()
+        self.export: list[usage_service_pb2.ExportUsageResponse | NaruError] = []
         self.port = 0
         self._server: GrpcServer | None = None
 
@@ -116,6 +121,11 @@ class _Quota(quota_service_pb2_grpc.QuotaServiceServicer):
         results = [quota_service_pb2.RenewResult(renewed=True) for _ in request.items]
         return quota_service_pb2.RenewResponse(results=results)
 
+    async def KeepOutcome(self, request: Any, context: Any) -> quota_service_pb2.KeepOutcomeResponse:
+        self._fake.keeping(request)
+        self._fake.kept.append(request)
+        return quota_service_pb2.KeepOutcomeResponse(kept=True)
+
     async def GetLimits(self, request: Any, context: Any) -> Any:
         return self._fake.rpcs.answer("QuotaService/GetLimits", request, quota_service_pb2.GetLimitsResponse)
 
@@ -138,3 +148,14 @@ class _Usage(usage_service_pb2_grpc.UsageServiceServicer):
 
     async def QueryUsage(self, request: Any, context: Any) -> Any:
         return self._fake.rpcs.answer("UsageService/QueryUsage", request, usage_service_pb2.QueryUsageResponse)
+
+    async def ListRequests(self, request: Any, context: Any) -> Any:
+        return self._fake.rpcs.answer("UsageService/ListRequests", request, usage_service_pb2.ListRequestsResponse)
+
+    async def ExportUsage(self, request: Any, context: Any) -> Any:
+        first = self._fake.rpcs.answer("UsageService/ExportUsage", request, usage_service_pb2.ExportUsageResponse)
+        yield first
+        for answer in self._fake.export:
+            if isinstance(answer, NaruError):
+                raise answer
+            yield answer

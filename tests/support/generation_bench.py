@@ -58,6 +58,9 @@ class CommandedAccounting:
     async def release(self, key: EventKey) -> None:
         self.released.append(key)
 
+    async def finish(self, keys: Sequence[EventKey]) -> None:
+        """Nobody waits for a place."""
+
     async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
         self.renewed.append(list(keys))
         if self.away is not None:

@@ -9,14 +9,14 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from naru.api.accounting.v1 import budget_service_pb2, pricing_service_pb2, tier_service_pb2
+from naru.api.accounting.v1 import budget_service_pb2, ledger_service_pb2, pricing_service_pb2, tier_service_pb2
 from naru.context import current
 from naru.errors import NaruError
 from naru.identity import Caller
 
 _METHODS = {
     f"/{service.full_name}/{method.name}": method
-    for module in (budget_service_pb2, pricing_service_pb2, tier_service_pb2)
+    for module in (budget_service_pb2, ledger_service_pb2, pricing_service_pb2, tier_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }

@@ -38,6 +38,7 @@ class RecordingAccounting(quota_service_pb2_grpc.QuotaServiceServicer, usage_ser
         self.reservations: list[quota_service_pb2.Reservation] = []
         self.released: list[quota_service_pb2.EventRef] = []
         self.renewed: list[quota_service_pb2.EventRef] = []
+        self.finished: list[quota_service_pb2.EventRef] = []
         self.events: list[usage_event_pb2.UsageEvent] = []
         self.refusal: error_pb2.Error | None = None
         self.output_token_cap: int | None = None
@@ -71,6 +72,12 @@ class RecordingAccounting(quota_service_pb2_grpc.QuotaServiceServicer, usage_ser
         return quota_service_pb2.RenewResponse(
             results=[quota_service_pb2.RenewResult(renewed=True) for _ in request.items]
         )
+
+    async def Finish(
+        self, request: quota_service_pb2.FinishRequest, context: Context
+    ) -> quota_service_pb2.FinishResponse:
+        self.finished += request.items
+        return quota_service_pb2.FinishResponse()
 
     async def RecordUsage(
         self, request: usage_service_pb2.RecordUsageRequest, context: Context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from accounting.catalogue_store import CatalogueStore
 from accounting.epoch import EpochKeeper
 from accounting.limiter import Limiter, connect
 from accounting.limits import LimitRule, Tier, TierLimit
+from accounting.outcomes import Outcomes, Sealer
 from accounting.quota import Decision, EventRef, Grant, Limit, LimitKind, LimitScope, LimitWindow, Reservation, Work
 from accounting.recording import Recorder
 from accounting.report_store import ReportStore
@@ -49,6 +51,7 @@ METERED = Tier(
 )
 LOG = get_logger("test")
 ZONE = ZoneInfo("Asia/Seoul")
+SECRET = "a secret of at least 32 characters"
 
 
 def new_limiter(redis_url: str, *, now: int | None = None) -> Limiter:
@@ -56,6 +59,11 @@ def new_limiter(redis_url: str, *, now: int | None = None) -> Limiter:
     return Limiter(
         connect(redis_url), lease_seconds=60, lifetime_seconds=3_600, zone=ZONE, clock=SystemClock(), now=now
     )
+
+
+def new_outcomes(limiter: Limiter, metrics: Metrics, secret: str = SECRET) -> Outcomes:
+    """Outcomes that are kept with a secret."""
+    return Outcomes(limiter, Sealer(secret, os.urandom), logger=LOG, metrics=metrics)
 
 
 def new_ref(attempt: int = 0) -> EventRef:
@@ -129,6 +137,7 @@ class Books:
         return Reservations(
             limiter=self.limiter,
             catalogue=self.catalogue,
+            outcomes=new_outcomes(self.limiter, metrics),
             clock=self.clock,
             logger=LOG,
             metrics=metrics,

@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from naru.api.accounting.v1 import (
+    ledger_service_pb2,
+    ledger_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
     usage_event_pb2,
@@ -44,6 +46,14 @@ class Caller:
         request = quota_service_pb2.GetLimitsRequest(**fields)
         return await self._client.call(self._quota.GetLimits, request, timeout=_TIMEOUT)
 
+    async def keep(
+        self, item: quota_service_pb2.Reservation, fate: quota_service_pb2.OutcomeFate.ValueType, outcome: bytes = b""
+    ) -> bool:
+        request = quota_service_pb2.KeepOutcomeRequest(
+            event_id=item.event_id, principal=item.principal, key=item.idempotency.key, fate=fate, outcome=outcome
+        )
+        return (await self._client.call(self._quota.KeepOutcome, request, timeout=_TIMEOUT)).kept
+
     async def renew(self, *items: quota_service_pb2.EventRef) -> list[quota_service_pb2.RenewResult]:
         request = quota_service_pb2.RenewRequest(items=items)
         return list((await self._client.call(self._quota.Renew, request, timeout=_TIMEOUT)).results)
@@ -55,6 +65,21 @@ class Caller:
     async def log(self, *records: usage_event_pb2.RequestRecord) -> None:
         request = usage_service_pb2.RecordRequestsRequest(records=records)
         await self._client.call(self._usage.RecordRequests, request, timeout=_TIMEOUT)
+
+    async def requests(self, **fields: Any) -> usage_service_pb2.ListRequestsResponse:
+        request = usage_service_pb2.ListRequestsRequest(**fields)
+        return await self._client.call(self._usage.ListRequests, request, timeout=_TIMEOUT)
+
+    async def export(self, **fields: Any) -> list[usage_event_pb2.UsageRecord]:
+        request = usage_service_pb2.ExportUsageRequest(**fields)
+        async with self._client.stream(self._usage.ExportUsage, request, timeout=_TIMEOUT) as responses:
+            return [record async for response in responses for record in response.records]
+
+    async def ledger(self, method: str, **fields: Any) -> Any:
+        """An RPC of the ledger."""
+        stub = ledger_service_pb2_grpc.LedgerServiceStub(self._client.channel)
+        request = getattr(ledger_service_pb2, f"{method}Request")(**fields)
+        return await self._client.call(getattr(stub, method), request, timeout=_TIMEOUT)
 
     async def query(self, **fields: Any) -> usage_service_pb2.QueryUsageResponse:
         request = usage_service_pb2.QueryUsageRequest(**fields)

@@ -17,7 +17,18 @@ from naru.identity import Principal
 from naru.metrics import Metrics
 from naru.pricing import UnitPrices
 from naru.usage import Usage
-from tests.integration.accounting.harness import LOG, PRINCIPAL, SECOND, START, WORK, Books, empty, report, reservation
+from tests.integration.accounting.harness import (
+    LOG,
+    PRINCIPAL,
+    SECOND,
+    START,
+    WORK,
+    Books,
+    empty,
+    new_outcomes,
+    report,
+    reservation,
+)
 
 # One nano-unit for a prompt token, two for a cached one, ten for one generated, a hundred for the request.
 PRICES = UnitPrices(1_000_000, 2_000_000, 10_000_000, 100)
@@ -176,6 +187,7 @@ async def test_models_without_a_price(books: Books) -> None:
     strict = Reservations(
         limiter=books.limiter,
         catalogue=books.catalogue,
+        outcomes=new_outcomes(books.limiter, Metrics()),
         clock=books.clock,
         logger=LOG,
         metrics=Metrics(),

@@ -273,6 +273,26 @@ async def test_a_clock_of_ours_that_is_wrong_about_the_day(redis_url: str) -> No
     await true.close()
 
 
+async def test_a_request_that_has_ended_gives_its_place_back_at_once(limiter: Limiter) -> None:
+    """What it took otherwise stays until it is settled; saying it twice, or of nobody, changes nothing."""
+    ref = new_ref()
+    limits = per_minute(5), per_minute(100, LimitKind.INPUT_TOKENS), in_flight(1)
+    await ask(limiter, reservation(ref), *limits)
+    for _ in range(2):
+        await limiter.finish([ref, new_ref()])
+        assert [
+            state.remaining for state in sorted(await limiter.inspect(limits), key=lambda one: one.limit.limit)
+        ] == [
+            1,
+            4,
+            90,
+        ]
+    assert (await limiter.renew([ref])) != [None]
+    await limiter.settle([Exact(ref, Evidence.FINAL, Usage(7, 0))])
+    (tokens,) = await limiter.inspect(limits[1:2])
+    assert tokens.remaining == 93
+
+
 async def test_a_release_gives_everything_back_but_the_request(limiter: Limiter) -> None:
     """Releasing twice gives back once."""
     ref = new_ref()

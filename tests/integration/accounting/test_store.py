@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from accounting import migrations
 from accounting.quota import EventRef
 from accounting.report_store import ReportStore
-from accounting.reporting import Dimension, RequestRecord, UsageQuery, UsageRow
+from accounting.reporting import Dimension, UsageQuery, UsageRow
 from accounting.settlement import Evidence, Exact, RecordStatus, nothing_reported
 from accounting.store import UsageStore
-from accounting.tables import metadata, request_log, settlement_outbox, usage_corrections, usage_events
+from accounting.tables import metadata, settlement_outbox, usage_corrections, usage_events
 from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.usage import Usage
@@ -235,19 +235,6 @@ async def test_pages(store: UsageStore, reports: ReportStore) -> None:
         assert (await refused(reports.page(other, 3, token))).metadata == {"field": "page_token"}
     assert pages == whole
     assert len(whole) > 3
-
-
-async def test_the_request_log_takes_each_request_once(reports: ReportStore, database: Database) -> None:
-    """The same record again, in the same batch or another, is the same line."""
-    record = RequestRecord(
-        "req_1", START, "", PRINCIPAL, "/v1/models", "", 200, "", 5, 4, 3, 2, stream=False, trace_id=""
-    )
-    nobody = replace(record, request_id="req_2", principal=None, status=401, reason="INVALID_API_KEY")
-    await asyncio.gather(*(reports.log_requests([record, nobody, record]) for _ in range(5)))
-    assert sorted((row.request_id, row.status, row.key_id) for row in await rows(database, request_log)) == [
-        ("req_1", 200, "key-1"),
-        ("req_2", 401, ""),
-    ]
 
 
 async def test_the_epoch_is_remembered(store: UsageStore) -> None:

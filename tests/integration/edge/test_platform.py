@@ -13,6 +13,7 @@ import pytest
 from naru import api_key
 from naru.api.accounting.v1 import (
     budget_service_pb2,
+    ledger_service_pb2,
     limit_pb2,
     price_pb2,
     pricing_service_pb2,
@@ -350,3 +351,47 @@ async def test_what_holds_for_all_routes_holds_here(edge: Harness) -> None:
     async with edge.http.options(edge.url + "/api/tiers/team", headers=ask) as answer:
         assert answer.status == 204
         assert {"PUT", "DELETE"} <= set(answer.headers["Access-Control-Allow-Methods"].split(", "))
+
+
+async def test_the_ledger(edge: Harness) -> None:
+    """An account, its entries, money put on it, its bound, and the proof of all of it."""
+    answers, calls = edge.accounting.rpcs.answers, edge.accounting.rpcs.calls
+    balance = ledger_service_pb2.Balance(workspace_id="w1", balance=-5, credited=10, used=15, overdraft=0)
+    answers["LedgerService/GetBalance"] = ledger_service_pb2.GetBalanceResponse(balance=balance)
+    answers["LedgerService/SetOverdraft"] = ledger_service_pb2.SetOverdraftResponse(balance=balance)
+    answers["LedgerService/Credit"] = ledger_service_pb2.CreditResponse(balance=balance)
+    finding = ledger_service_pb2.LedgerFinding(check=ledger_service_pb2.LEDGER_CHECK_EVENTS, count=1, amount=-3)
+    answers["LedgerService/VerifyLedger"] = ledger_service_pb2.VerifyLedgerResponse(findings=[finding], events=7)
+    shown = {"workspace_id": "w1", "balance": -5, "credited": 10, "used": 15, "overdraft": 0}
+    async with edge.get("/api/ledger/w1") as answer:
+        assert await answer.json() == shown
+    async with edge.get("/api/ledger/w1/entries?kind=usage,credit&event_id=e1&page_size=5") as answer:
+        assert await answer.json() == {"entries": [], "next_page_token": ""}
+    credit = {"kind": "adjustment", "amount": -5, "description": "why"}
+    async with edge.ask("POST", "/api/ledger/w1/credits", json=credit, headers={"Idempotency-Key": "k"}) as answer:
+        assert (await answer.json())["balance"] == shown
+    for body in ({"amount": 5}, {}):
+        async with edge.ask("PUT", "/api/ledger/w1/overdraft", json=body) as answer:
+            assert await answer.json() == shown
+    async with edge.get("/api/ledger:verify") as answer:
+        found = await answer.json()
+        assert (found["findings"][0]["check"], found["findings"][0]["amount"], found["events"]) == ("events", -3, 7)
+    assert [call.request for call in calls] == [
+        ledger_service_pb2.GetBalanceRequest(workspace_id="w1"),
+        ledger_service_pb2.ListEntriesRequest(
+            workspace_id="w1",
+            kinds=[ledger_service_pb2.LEDGER_ENTRY_KIND_USAGE, ledger_service_pb2.LEDGER_ENTRY_KIND_CREDIT],
+            event_id="e1",
+            page_size=5,
+        ),
+        ledger_service_pb2.CreditRequest(
+            request_id="k",
+            workspace_id="w1",
+            credit=ledger_service_pb2.LedgerCredit(
+                kind=ledger_service_pb2.LEDGER_ENTRY_KIND_ADJUSTMENT, amount=-5, description="why"
+            ),
+        ),
+        ledger_service_pb2.SetOverdraftRequest(workspace_id="w1", overdraft=ledger_service_pb2.Overdraft(amount=5)),
+        ledger_service_pb2.SetOverdraftRequest(workspace_id="w1", overdraft=ledger_service_pb2.Overdraft()),
+        ledger_service_pb2.VerifyLedgerRequest(),
+    ]

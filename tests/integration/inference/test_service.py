@@ -196,6 +196,7 @@ async def test_a_direct_call_is_reserved_metered_and_cannot_bill_somebody_else(t
             assert paid.event_id == accepted.event_id
             assert paid.request_id == "req_1"
         assert event.usage.completion_tokens == 1
+        await eventually(lambda: [one.event_id for one in service.accounting.finished] == [accepted.event_id])
 
 
 async def test_what_a_caller_calls_the_model_cannot_keep_usage_from_being_shipped(tmp_path: Path) -> None:

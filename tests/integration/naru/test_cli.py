@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
+import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -15,17 +18,19 @@ import pytest
 from naru import api_key
 from naru.api.accounting.v1 import (
     budget_service_pb2,
+    ledger_service_pb2,
     limit_pb2,
     price_pb2,
     pricing_service_pb2,
     quota_service_pb2,
     tier_service_pb2,
+    usage_event_pb2,
     usage_service_pb2,
 )
-from naru.api.common.v1 import principal_pb2, usage_pb2
+from naru.api.common.v1 import error_reason_pb2, principal_pb2, usage_pb2
 from naru.cli.rules import parse_limit
 from naru.convert import duration_to_proto, timestamp_to_proto
-from naru.errors import invalid_api_key, not_found
+from naru.errors import invalid_api_key, not_found, unavailable
 from naru.identity import Caller, Principal, Role, ServiceName
 from tests.support.fake_accounting import FakeAccounting
 
@@ -242,3 +247,143 @@ async def test_usage_tells_the_cost(terminal: Terminal) -> None:
     assert done.code == 0
     cells = [cell.strip() for cell in done.out.splitlines()[-2].replace("│", "|").strip("|").split("|")]
     assert cells == ["m", "3", "1,000", "0", "1", "1,001", "0.000012345", "2"]
+
+
+async def test_the_ledger(terminal: Terminal) -> None:
+    """Balances and entries are shown in units of the currency; money is put on and taken off; a bound is set and lifted."""
+    answers = terminal.accounting.rpcs.answers
+    balance = ledger_service_pb2.Balance(workspace_id="w1", balance=-500_000_000, credited=0, used=500_000_000)
+    entry = ledger_service_pb2.LedgerEntry(
+        entry_id="entry-1",
+        kind=ledger_service_pb2.LEDGER_ENTRY_KIND_USAGE,
+        amount=-500_000_000,
+        booked_time=timestamp_to_proto(1_800_000_000),
+    )
+    answers["LedgerService/GetBalance"] = ledger_service_pb2.GetBalanceResponse(balance=balance)
+    answers["LedgerService/ListEntries"] = ledger_service_pb2.ListEntriesResponse(entries=[entry])
+    answers["LedgerService/Credit"] = ledger_service_pb2.CreditResponse(entry=entry, balance=balance)
+    answers["LedgerService/SetOverdraft"] = ledger_service_pb2.SetOverdraftResponse(balance=balance)
+    done = await terminal.naru("ledger", "balance", "w1")
+    assert "-0.5" in done.out
+    assert "billed in arrears" in done.out
+    done = await terminal.naru("ledger", "entries", "w1", "--kind", "usage", "--since", "2026-11-01")
+    assert "2027-01-15 08:00:00" in done.out
+    assert "entry-1" in done.out
+    _, (_, listed) = terminal.asked()
+    assert (listed.workspace_id, list(listed.kinds)) == ("w1", [ledger_service_pb2.LEDGER_ENTRY_KIND_USAGE])
+    assert listed.start_time.ToJsonString() == "2026-11-01T00:00:00Z"
+    done = await terminal.naru("ledger", "credit", "w1", "20.00", "--description", "invoice 7")
+    assert (done.code, done.out, done.err) == (0, "entry-1\n", "The balance of w1 is -0.5.\n")
+    await terminal.naru("ledger", "credit", "w1", "0.5", "--kind", "adjustment", "--debit")
+    await terminal.naru("ledger", "overdraft", "w1", "3")
+    await terminal.naru("ledger", "overdraft", "w1", "none")
+    (_, credit), (_, debit), (_, bound), (_, lifted) = terminal.asked()
+    assert credit.credit == ledger_service_pb2.LedgerCredit(
+        kind=ledger_service_pb2.LEDGER_ENTRY_KIND_CREDIT, amount=20_000_000_000, description="invoice 7"
+    )
+    assert (debit.credit.kind, debit.credit.amount) == (ledger_service_pb2.LEDGER_ENTRY_KIND_ADJUSTMENT, -500_000_000)
+    assert (bound.overdraft.amount, lifted.overdraft.HasField("amount")) == (3_000_000_000, False)
+    done = await terminal.naru("ledger", "credit", "w1", "5", "--debit")
+    assert (done.code, terminal.asked()) == (2, [])
+
+
+async def test_verifying_the_ledger(terminal: Terminal) -> None:
+    """Books that hold are said to; findings are shown, and the command fails."""
+    answers = terminal.accounting.rpcs.answers
+    answers["LedgerService/VerifyLedger"] = ledger_service_pb2.VerifyLedgerResponse(events=1_234, entries=5)
+    done = await terminal.naru("ledger", "verify")
+    assert (done.code, done.out) == (0, "The books hold: 1,234 events and 5 entries.\n")
+    finding = ledger_service_pb2.LedgerFinding(
+        check=ledger_service_pb2.LEDGER_CHECK_EVENTS, workspace_id="w1", count=3, amount=-7, example="event-9"
+    )
+    answers["LedgerService/VerifyLedger"] = ledger_service_pb2.VerifyLedgerResponse(findings=[finding])
+    done = await terminal.naru("ledger", "verify")
+    assert done.code == 1
+    assert all(part in done.out for part in ("events", "w1", "-0.000000007", "event-9"))
+
+
+def exported(number: int) -> usage_event_pb2.UsageRecord:
+    return usage_event_pb2.UsageRecord(
+        event_id=f"event-{number}", reserve_time=timestamp_to_proto(1_800_000_000), cost=42, requested_model="한국어"
+    )
+
+
+async def test_usage_is_exported(terminal: Terminal, tmp_path: Path) -> None:
+    """To a file that is there once it is whole, with the progress on standard error; or to standard output."""
+    terminal.accounting.rpcs.answers["UsageService/ExportUsage"] = usage_service_pb2.ExportUsageResponse(
+        total_records=3
+    )
+    terminal.accounting.export = [
+        usage_service_pb2.ExportUsageResponse(records=[exported(0), exported(1)]),
+        usage_service_pb2.ExportUsageResponse(records=[exported(2)]),
+    ]
+    file = tmp_path / "usage.csv"
+    done = await terminal.naru("usage", "export", "--output", str(file), "--user", "u", "--since", "2026-11-01")
+    assert (done.code, done.out) == (0, ""), done.err
+    assert "3/3" in done.err
+    assert "3 events exported" in done.err
+    rows = list(csv.DictReader(io.StringIO(file.read_bytes().decode(), newline="")))
+    assert [row["event_id"] for row in rows] == ["event-0", "event-1", "event-2"]
+    (call,) = terminal.accounting.rpcs.calls
+    assert (call.request.user_id, call.request.start_time.seconds) == ("u", 1_793_491_200)
+    done = await terminal.naru("usage", "export", "--output", "-", "--format", "jsonl")
+    assert [json.loads(line)["requested_model"] for line in done.out.splitlines()] == ["한국어"] * 3
+
+
+async def test_an_export_that_breaks_leaves_no_file(terminal: Terminal, tmp_path: Path) -> None:
+    """Neither half of one nor the one that was there before is lost."""
+    terminal.accounting.export = [usage_service_pb2.ExportUsageResponse(records=[exported(0)]), unavailable("database")]
+    file = tmp_path / "usage.jsonl"
+    file.write_text("before")
+    done = await terminal.naru("usage", "export", "--output", str(file), "--format", "jsonl")
+    assert done.code == 1
+    assert "not available" in done.err
+    assert file.read_text() == "before"
+    assert [name for name in os.listdir(tmp_path) if name.endswith(".part")] == []
+    done = await terminal.naru("usage", "export", "--output", str(tmp_path / "missing" / "usage.csv"))
+    assert done.code == 1
+    assert "No such file" in done.err
+
+
+async def test_requests_are_listed(terminal: Terminal) -> None:
+    """A table, the newest first; as many as were asked for, over pages."""
+    used = usage_event_pb2.LoggedRequest(
+        request_id="req_1",
+        start_time=timestamp_to_proto(1_800_000_000),
+        key_id="abcdefABCDEF",
+        endpoint="/v1/chat/completions",
+        requested_model="gpt-4o-mini",
+        served_model="smollm2",
+        status=200,
+        duration_us=1_234_567,
+        first_byte_us=45_000,
+        usage=usage_pb2.Usage(prompt_tokens=1_000, completion_tokens=20),
+        cost=150_000,
+        outcome=usage_event_pb2.OUTCOME_COMPLETED,
+    )
+    refused = usage_event_pb2.LoggedRequest(
+        request_id="req_2", status=429, reason=error_reason_pb2.ERROR_REASON_RATE_LIMIT_EXCEEDED
+    )
+    terminal.accounting.rpcs.answers["UsageService/ListRequests"] = usage_service_pb2.ListRequestsResponse(
+        requests=[used, refused], next_page_token="more"
+    )
+    done = await terminal.naru("requests", "--limit", "3", "--status", "4xx", "--model", "m", "--trace-id", "t")
+    assert done.code == 0, done.err
+    for shown in (
+        "2027-01-15 08:00:00",
+        "smollm2",
+        "1,235",
+        "45",
+        "1,000",
+        "0.00015",
+        "completed",
+        "rate_limit_exceeded",
+    ):
+        assert shown in done.out
+    assert done.out.count("req_1") == 2
+    assert done.out.count("req_2") == 1
+    first, second = (call.request for call in terminal.accounting.rpcs.calls)
+    assert (first.status_class, first.status, first.model, first.trace_id, first.page_size) == (4, 0, "m", "t", 3)
+    assert second.page_token == "more"
+    done = await terminal.naru("requests", "--status", "6xx")
+    assert (done.code, len(terminal.accounting.rpcs.calls)) == (2, 2)

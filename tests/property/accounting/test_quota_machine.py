@@ -50,6 +50,9 @@ LIMITS = (
     # Far above what JSON in Lua would keep exact.
     Limit(WORKSPACE, "ws", LimitKind.COST, LimitWindow.MONTH, 8_000_000_000_000_007),
     Limit(KEY, "k", LimitKind.REQUESTS, LimitWindow.DAY, 30),
+    Limit(KEY, "k", LimitKind.OUTPUT_TOKENS, LimitWindow.TOTAL, 900),
+    # A prepaid balance; above what doubles hold exactly.
+    Limit(WORKSPACE, "ws", LimitKind.COST, LimitWindow.TOTAL, 9_007_199_254_740_995),
 )
 TOKEN_PRICE = 3_333_333_333_333
 WORK = Work(Principal("ws", key_id="k"))
@@ -90,6 +93,8 @@ class Made:
     refusal: tuple[str, int | None] | None = None
     # A later attempt holds what this one held.
     over: bool = False
+    # It has ended, and is not settled yet.
+    finished: bool = False
 
 
 @dataclass
@@ -112,12 +117,14 @@ class Model:
         }[kind]
 
     def in_flight(self) -> set[EventRef]:
-        return {name for name, one in self.made.items() if one.state == "open" and not one.over}
+        return {name for name, one in self.made.items() if one.state == "open" and not one.over and not one.finished}
 
     def bucket(self, limit: Limit, time: int) -> Any:
         """The bucket or period that a time is in."""
         if limit.window.bucket_seconds:
             return time // (limit.window.bucket_seconds * SECOND)
+        if limit.window is LimitWindow.TOTAL:
+            return None
         return period(limit.window, time // HOUR)
 
     def entries(self, limit: Limit) -> list[tuple[Any, int]]:
@@ -153,6 +160,8 @@ class Model:
             if amount > limit.limit:
                 too_large = limit.kind is not LimitKind.COST
                 return (Reason.REQUEST_EXCEEDS_LIMIT if too_large else Reason.INSUFFICIENT_QUOTA), None
+            if limit.window is LimitWindow.TOTAL:
+                return Reason.INSUFFICIENT_QUOTA, None
             if limit.kind is LimitKind.CONCURRENCY:
                 found: tuple[str, int] = (Reason.CONCURRENCY_LIMIT_EXCEEDED, SECOND)
             else:
@@ -262,7 +271,7 @@ class QuotaMachine(RuleBasedStateMachine):
         made = self.model.made.get(name)
         if made is None:
             return self.expect_first(name, revision, tokens)
-        if made.over:
+        if made.over or made.finished:
             return Reason.FAILED_PRECONDITION, None
         if made.state == "refused" and revision <= made.revision:
             assert made.refusal is not None
@@ -309,6 +318,14 @@ class QuotaMachine(RuleBasedStateMachine):
             self.model.made[name] = Made("released", 0, 0, 0, False)
         elif expected:
             made.state, made.tokens = "released", (0, 0)
+
+    @rule(name=names)
+    def finish(self, name: EventRef) -> None:
+        """A request has ended: its place is free, and it is open until it is settled."""
+        self.run(self.limiter.finish([name]))
+        made = self.model.made.get(name)
+        if made is not None and made.state == "open":
+            made.finished = True
 
     @rule(name=names)
     def renew(self, name: EventRef) -> None:

@@ -39,6 +39,19 @@ def test_larger_than_a_whole_limit() -> None:
     assert error.metadata == {"scope": "key", "kind": "total_tokens", "limit": "10", "requested": "11"}
 
 
+def test_a_limit_for_all_time() -> None:
+    """No waiting helps, and the code is the one for money that is spent; what can never fit is told apart."""
+    spent = refusal_error(Refusal(LimitScope.KEY, LimitKind.TOTAL_TOKENS, LimitWindow.TOTAL, 10, 10, None))
+    assert (spent.reason, spent.retry_after) == (Reason.INSUFFICIENT_QUOTA, None)
+    assert spent.metadata == {"scope": "key", "window": "total"}
+    assert spent.message.startswith("The key's lifetime limit of 10 total tokens is used up")
+    larger = refusal_error(Refusal(LimitScope.KEY, LimitKind.TOTAL_TOKENS, LimitWindow.TOTAL, 10, 11, None))
+    assert larger.reason is Reason.REQUEST_EXCEEDS_LIMIT
+    credit = refusal_error(Refusal(LimitScope.WORKSPACE, LimitKind.COST, LimitWindow.TOTAL, 10, 11, None))
+    assert (credit.reason, credit.retry_after) == (Reason.INSUFFICIENT_QUOTA, None)
+    assert credit.message.startswith("The workspace's credit is used up")
+
+
 def test_a_closed_attempt() -> None:
     """Names its event."""
     error = closed_error(EventRef("e", 0))

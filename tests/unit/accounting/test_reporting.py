@@ -43,6 +43,8 @@ def test_a_user_sees_its_own_key() -> None:
     assert seen(UsageQuery(), USER) == UsageQuery(key_id="key-1", workspace_id="ws-1")
     assert seen(UsageQuery(key_id="key-2"), USER) is Reason.PERMISSION_DENIED
     assert seen(UsageQuery(workspace_id="ws-2"), USER) is Reason.PERMISSION_DENIED
+    assert seen(UsageQuery(user_id="user-2"), USER) is Reason.PERMISSION_DENIED
+    assert seen(UsageQuery(user_id="user-1"), USER) == UsageQuery(key_id="key-1", user_id="user-1", workspace_id="ws-1")
     by_token = replace(USER, key_id="")
     assert seen(UsageQuery(), by_token) == UsageQuery(user_id="user-1", workspace_id="ws-1")
     assert seen(UsageQuery(key_id="key-1"), by_token) is Reason.PERMISSION_DENIED

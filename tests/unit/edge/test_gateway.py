@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from edge.accounts import EventRef, Reservation, ReserveResult
+from edge.accounts import EventRef, Idempotency, KeptOutcome, OutcomeFate, Reservation, ReserveResult
+from edge.attempts import Replayed
 from edge.gateway import Gateway
 from edge.generation import (
     Accepted,
@@ -75,6 +77,7 @@ class World:
         self.reserved: list[Reservation] = []
         self.released: list[EventRef] = []
         self.renewed: list[EventRef] = []
+        self.kept: list[KeptOutcome] = []
         self.decide: Callable[[Reservation], ReserveResult] = lambda _: ReserveResult()
 
     async def reserve(self, reservation: Reservation) -> ReserveResult:
@@ -84,6 +87,9 @@ class World:
 
     def release(self, event: EventRef) -> None:
         self.released.append(event)
+
+    def keep(self, kept: KeptOutcome) -> None:
+        self.kept.append(kept)
 
     async def renew(self, events: Sequence[EventRef]) -> None:
         self.renewed.extend(events)
@@ -389,3 +395,79 @@ async def test_cost_is_of_the_last_grant() -> None:
     assert progress.cost == 7 + 5 + 101
     _, unpriced = await run(World([ACCEPTED, DONE]))
     assert unpriced.cost is None
+
+
+KEYED = replace(CALL, idempotency=Idempotency("k", b"d" * 32))
+
+
+def fates(world: World) -> list[tuple[str, OutcomeFate, bytes]]:
+    """What accounting was told of keys."""
+    return [(kept.event_id, kept.fate, kept.outcome) for kept in world.kept]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "fate"), [(b"answer", (OutcomeFate.ANSWERED, b"answer")), (None, (OutcomeFate.TOO_LARGE, b""))]
+)
+async def test_what_was_answered_is_told_once(outcome: bytes | None, fate: tuple[OutcomeFate, bytes]) -> None:
+    """A complete answer is told, the end of the request adds nothing; without a key nothing is told at all."""
+    for call, expected in ((KEYED, [("event", *fate)]), (CALL, [])):
+        world = World([ACCEPTED, DONE])
+        async with world.gateway().generate(call, Progress()) as generation:
+            _ = [deltas async for deltas in generation.deltas()]
+            generation.keep(outcome)
+        assert fates(world) == expected
+        assert [reservation.idempotency for reservation in world.reserved] == [call.idempotency]
+
+
+@pytest.mark.parametrize(
+    ("scripts", "released"),
+    [
+        ([[ACCEPTED, DONE]], []),
+        ([[LOST_WRITTEN], [LOST_WRITTEN]], []),
+        ([[LOST_UNWRITTEN], [LOST_UNWRITTEN]], [("event", 0)]),
+        ([[Refused(invalid_argument("n", "No."))]], [("event", 0)]),
+        ([[Refused(unavailable("x"), 50)], [ACCEPTED, Delta(0, "", 1), LOST_WRITTEN]], []),
+    ],
+    ids=["nobody kept it", "lost twice", "never written", "refused", "lost in the middle"],
+)
+async def test_what_was_not_answered_is_told_once(scripts: list[list[Step]], released: list[tuple[str, int]]) -> None:
+    """However it ended, the key is free for another try."""
+    world = World(*scripts)
+    try:
+        async with world.gateway().generate(KEYED, Progress()) as generation:
+            _ = [deltas async for deltas in generation.deltas()]
+    except NaruError:
+        pass
+    assert fates(world) == [("event", OutcomeFate.FAILED, b"")]
+    assert world.released == released
+
+
+async def test_a_replay_is_neither_made_nor_told() -> None:
+    """What was made before comes out as it was kept; nothing is submitted, released or told."""
+    world = World()
+    world.decide = lambda _: ReserveResult(replay=b"before")
+    with pytest.raises(Replayed) as replayed:
+        async with world.gateway().generate(KEYED, Progress()):
+            raise AssertionError("nothing was generated")
+    assert replayed.value.outcome == b"before"
+    assert (world.submitted, world.released, world.kept) == ([], [], [])
+
+
+async def test_who_is_refused_does_not_have_the_key() -> None:
+    """The key stays with whoever has it; a call that was lost may have taken it, and gives it back."""
+    world = World()
+    world.decide = lambda _: ReserveResult(refusal=NaruError(Reason.IDEMPOTENCY_IN_FLIGHT, "Wait.", retry_after=1.0))
+    with pytest.raises(NaruError):
+        async with world.gateway().generate(KEYED, Progress()):
+            raise AssertionError("nothing was generated")
+    assert (world.released, world.kept) == ([], [])
+
+    def lose(_: Reservation) -> ReserveResult:
+        raise unavailable("accounting")
+
+    world.decide = lose
+    with pytest.raises(NaruError):
+        async with world.gateway().generate(KEYED, Progress()):
+            raise AssertionError("nothing was generated")
+    assert world.released == [("event", 0)]
+    assert fates(world) == [("event", OutcomeFate.FAILED, b"")]

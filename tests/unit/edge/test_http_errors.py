@@ -55,6 +55,9 @@ def test_the_docs_table_tells_the_faces() -> None:
         (Reason.CANCELLED, 499, "cancelled", openai.APIStatusError),
         (Reason.NOT_SUPPORTED, 400, "unsupported_parameter", openai.BadRequestError),
         (Reason.INTERNAL, 500, "internal_error", openai.InternalServerError),
+        (Reason.IDEMPOTENCY_CONFLICT, 409, "idempotency_key_reused", openai.ConflictError),
+        (Reason.IDEMPOTENCY_IN_FLIGHT, 409, "idempotency_key_in_use", openai.ConflictError),
+        (Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT, 409, "idempotency_outcome_not_kept", openai.ConflictError),
     ],
 )
 def test_the_sdk_raises_the_right_class(

@@ -100,6 +100,12 @@ def test_only_limits_that_can_refuse_are_shown() -> None:
     }
 
 
+def test_a_limit_for_all_time_has_no_reset() -> None:
+    """What is left of it is shown; when it is free again is never."""
+    state = LimitState(LimitScope.KEY, LimitKind.TOTAL_TOKENS, LimitWindow.TOTAL, 100, 7, None)
+    assert limit_headers([state]) == {"X-RateLimit-Limit-Tokens": "100", "X-RateLimit-Remaining-Tokens": "7"}
+
+
 def test_configuration_from_variables() -> None:
     """Aliases and lists come from variables."""
     loaded = config.load(

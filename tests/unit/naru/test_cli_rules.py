@@ -24,6 +24,9 @@ def limit(
 LIMITS = {
     "requests/minute=60": limit(limit_pb2.LIMIT_KIND_REQUESTS, limit_pb2.LIMIT_WINDOW_MINUTE, 60),
     "tokens/hour=100000": limit(limit_pb2.LIMIT_KIND_TOTAL_TOKENS, limit_pb2.LIMIT_WINDOW_HOUR, 100_000),
+    "key:cost/total=20": limit(
+        limit_pb2.LIMIT_KIND_COST, limit_pb2.LIMIT_WINDOW_TOTAL, 20_000_000_000, limit_pb2.LIMIT_SCOPE_KEY
+    ),
     "concurrency=0": limit(limit_pb2.LIMIT_KIND_CONCURRENCY, limit_pb2.LIMIT_WINDOW_UNSPECIFIED, 0),
     "workspace:cost/month=50.5": limit(
         limit_pb2.LIMIT_KIND_COST,

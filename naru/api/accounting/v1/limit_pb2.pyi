@@ -112,6 +112,8 @@ class _LimitWindowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitWind
     """A calendar day in the installation's zone."""
     LIMIT_WINDOW_MONTH: _LimitWindow.ValueType  # 4
     """A calendar month in the installation's zone."""
+    LIMIT_WINDOW_TOTAL: _LimitWindow.ValueType  # 5
+    """All time: what was taken once stays taken, and no waiting helps. A prepaid balance is such a limit."""
 
 class LimitWindow(_LimitWindow, metaclass=_LimitWindowEnumTypeWrapper):
     """Over which time a limit counts."""
@@ -126,6 +128,8 @@ LIMIT_WINDOW_DAY: LimitWindow.ValueType  # 3
 """A calendar day in the installation's zone."""
 LIMIT_WINDOW_MONTH: LimitWindow.ValueType  # 4
 """A calendar month in the installation's zone."""
+LIMIT_WINDOW_TOTAL: LimitWindow.ValueType  # 5
+"""All time: what was taken once stays taken, and no waiting helps. A prepaid balance is such a limit."""
 Global___LimitWindow: _TypeAlias = LimitWindow  # noqa: Y015
 
 @_typing.final
@@ -202,7 +206,9 @@ class LimitState(_message.Message):
     """Whether it only counts and never refuses."""
     @_builtins.property
     def reset_delay(self) -> _duration_pb2.Duration:
-        """An upper bound of the time until all of it is free again if nothing more is taken."""
+        """An upper bound of the time until all of it is free again if nothing more is taken. Absent: it never is, since the limit is
+        one for all time.
+        """
 
     def __init__(
         self,

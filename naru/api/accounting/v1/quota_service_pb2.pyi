@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from naru.api.accounting.v1 import limit_pb2 as _limit_pb2
 from naru.api.accounting.v1 import price_pb2 as _price_pb2
 from naru.api.common.v1 import error_pb2 as _error_pb2
@@ -22,6 +23,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _OutcomeFate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OutcomeFateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutcomeFate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OUTCOME_FATE_UNSPECIFIED: _OutcomeFate.ValueType  # 0
+    """Not set; refused."""
+    OUTCOME_FATE_ANSWERED: _OutcomeFate.ValueType  # 1
+    """It was answered completely: the outcome is kept."""
+    OUTCOME_FATE_TOO_LARGE: _OutcomeFate.ValueType  # 2
+    """It was answered completely, by more than can be kept: it can be neither made nor answered again."""
+    OUTCOME_FATE_FAILED: _OutcomeFate.ValueType  # 3
+    """It failed, or nobody was there for the answer: it may be made again."""
+
+class OutcomeFate(_OutcomeFate, metaclass=_OutcomeFateEnumTypeWrapper):
+    """What became of a request that has an idempotency key."""
+
+OUTCOME_FATE_UNSPECIFIED: OutcomeFate.ValueType  # 0
+"""Not set; refused."""
+OUTCOME_FATE_ANSWERED: OutcomeFate.ValueType  # 1
+"""It was answered completely: the outcome is kept."""
+OUTCOME_FATE_TOO_LARGE: OutcomeFate.ValueType  # 2
+"""It was answered completely, by more than can be kept: it can be neither made nor answered again."""
+OUTCOME_FATE_FAILED: OutcomeFate.ValueType  # 3
+"""It failed, or nobody was there for the answer: it may be made again."""
+Global___OutcomeFate: _TypeAlias = OutcomeFate  # noqa: Y015
 
 @_typing.final
 class ReserveRequest(_message.Message):
@@ -65,6 +94,7 @@ class Reservation(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUIDv7 of the request."""
     attempt: _builtins.int
@@ -95,6 +125,12 @@ class Reservation(_message.Message):
     def principal(self) -> _principal_pb2.Principal:
         """Who pays. Believed only from the edge and from inference."""
 
+    @_builtins.property
+    def idempotency(self) -> Global___Idempotency:
+        """The idempotency key that the caller gave the request. Absent: none. Its scope is the API key, else the user, else the
+        workspace.
+        """
+
     def __init__(
         self,
         *,
@@ -110,14 +146,41 @@ class Reservation(_message.Message):
         output_tokens: _builtins.int = ...,
         request_id: _builtins.str = ...,
         choices: _builtins.int = ...,
+        idempotency: Global___Idempotency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idempotency", b"idempotency", "principal", b"principal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "choices", b"choices", "client_address", b"client_address", "endpoint", b"endpoint", "event_id", b"event_id", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "principal", b"principal", "request_id", b"request_id", "requested_model", b"requested_model", "revision", b"revision", "served_model", b"served_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "choices", b"choices", "client_address", b"client_address", "endpoint", b"endpoint", "event_id", b"event_id", "idempotency", b"idempotency", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "principal", b"principal", "request_id", b"request_id", "requested_model", b"requested_model", "revision", b"revision", "served_model", b"served_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
+
+@_typing.final
+class Idempotency(_message.Message):
+    """A caller's name for a request that is to be made once, however often it is sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    BODY_DIGEST_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """1 to 255 printable ASCII characters."""
+    body_digest: _builtins.bytes
+    """SHA-256 (32 bytes) of all that decides about the answer: endpoint and body."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        body_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_digest", b"body_digest", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Idempotency: _TypeAlias = Idempotency  # noqa: Y015
 
 @_typing.final
 class ReserveResponse(_message.Message):
@@ -153,6 +216,7 @@ class ReserveResult(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Its event."""
@@ -165,8 +229,13 @@ class ReserveResult(_message.Message):
     @_builtins.property
     def refusal(self) -> _error_pb2.Error:
         """It may not: RATE_LIMIT_EXCEEDED, CONCURRENCY_LIMIT_EXCEEDED, REQUEST_EXCEEDS_LIMIT, INSUFFICIENT_QUOTA,
-        FAILED_PRECONDITION (released before) or INVALID_ARGUMENT.
+        FAILED_PRECONDITION (released before) or INVALID_ARGUMENT; with an idempotency key also IDEMPOTENCY_CONFLICT,
+        IDEMPOTENCY_IN_FLIGHT, IDEMPOTENCY_OUTCOME_NOT_KEPT or NOT_SUPPORTED.
         """
+
+    @_builtins.property
+    def replay(self) -> Global___Replay:
+        """The same request was made before with this idempotency key, and this became of it. Nothing was taken."""
 
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limit_pb2.LimitState]:
@@ -179,13 +248,14 @@ class ReserveResult(_message.Message):
         attempt: _builtins.int = ...,
         grant: Global___Grant | None = ...,
         refusal: _error_pb2.Error | None = ...,
+        replay: Global___Replay | None = ...,
         limits: _abc.Iterable[_limit_pb2.LimitState] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "grant", b"grant", "refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "grant", b"grant", "refusal", b"refusal", "replay", b"replay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decision", b"decision", "event_id", b"event_id", "grant", b"grant", "limits", b"limits", "refusal", b"refusal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decision", b"decision", "event_id", b"event_id", "grant", b"grant", "limits", b"limits", "refusal", b"refusal", "replay", b"replay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["grant", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["grant", "refusal", "replay"]  # noqa: Y015
     _WhichOneofArgType_decision: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_decision) -> _WhichOneofReturnType_decision | None: ...
 
@@ -234,6 +304,28 @@ class Grant(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__output_token_cap) -> _WhichOneofReturnType__output_token_cap | None: ...
 
 Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class Replay(_message.Message):
+    """What is answered to a request that was made before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: _builtins.bytes
+    """The outcome as KeepOutcome gave it."""
+    def __init__(
+        self,
+        *,
+        outcome: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replay: _TypeAlias = Replay  # noqa: Y015
 
 @_typing.final
 class EventRef(_message.Message):
@@ -332,6 +424,47 @@ class ReleaseResult(_message.Message):
 Global___ReleaseResult: _TypeAlias = ReleaseResult  # noqa: Y015
 
 @_typing.final
+class FinishRequest(_message.Message):
+    """Request of Finish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventRef]:
+        """At most 4,096 events."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___EventRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishRequest: _TypeAlias = FinishRequest  # noqa: Y015
+
+@_typing.final
+class FinishResponse(_message.Message):
+    """Response of Finish."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishResponse: _TypeAlias = FinishResponse  # noqa: Y015
+
+@_typing.final
 class RenewRequest(_message.Message):
     """Request of Renew."""
 
@@ -406,6 +539,70 @@ class RenewResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewResult: _TypeAlias = RenewResult  # noqa: Y015
+
+@_typing.final
+class KeepOutcomeRequest(_message.Message):
+    """Request of KeepOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    FATE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The event that reserved with the key."""
+    key: _builtins.str
+    """The idempotency key, as in its reservation."""
+    fate: Global___OutcomeFate.ValueType
+    """What became of it."""
+    outcome: _builtins.bytes
+    """What to answer when it is asked for again, opaque to accounting: 1 to 262,144 bytes with OUTCOME_FATE_ANSWERED, else
+    empty.
+    """
+    @_builtins.property
+    def principal(self) -> _principal_pb2.Principal:
+        """Who pays, as in its reservation."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        principal: _principal_pb2.Principal | None = ...,
+        key: _builtins.str = ...,
+        fate: Global___OutcomeFate.ValueType = ...,
+        outcome: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "fate", b"fate", "key", b"key", "outcome", b"outcome", "principal", b"principal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepOutcomeRequest: _TypeAlias = KeepOutcomeRequest  # noqa: Y015
+
+@_typing.final
+class KeepOutcomeResponse(_message.Message):
+    """Response of KeepOutcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEPT_FIELD_NUMBER: _builtins.int
+    kept: _builtins.bool
+    """Whether the key was this event's, and has this fate now."""
+    def __init__(
+        self,
+        *,
+        kept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeepOutcomeResponse: _TypeAlias = KeepOutcomeResponse  # noqa: Y015
 
 @_typing.final
 class GetLimitsRequest(_message.Message):

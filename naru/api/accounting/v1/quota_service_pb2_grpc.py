@@ -45,10 +45,20 @@ class QuotaServiceStub(object):
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReleaseResponse.FromString,
                 _registered_method=True)
+        self.Finish = channel.unary_unary(
+                '/naru.api.accounting.v1.QuotaService/Finish',
+                request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.FinishRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.FinishResponse.FromString,
+                _registered_method=True)
         self.Renew = channel.unary_unary(
                 '/naru.api.accounting.v1.QuotaService/Renew',
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.FromString,
+                _registered_method=True)
+        self.KeepOutcome = channel.unary_unary(
+                '/naru.api.accounting.v1.QuotaService/KeepOutcome',
+                request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.KeepOutcomeRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.KeepOutcomeResponse.FromString,
                 _registered_method=True)
         self.GetLimits = channel.unary_unary(
                 '/naru.api.accounting.v1.QuotaService/GetLimits',
@@ -77,8 +87,23 @@ class QuotaServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Finish(self, request, context):
+        """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Renew(self, request, context):
         """Extends leases of requests that are still running by 60 seconds from now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeepOutcome(self, request, context):
+        """Tells what became of a request that reserved with an idempotency key, so that the same request can be answered again
+        for an hour. Refused with INVALID_ARGUMENT, or with NOT_SUPPORTED where no key is set to encrypt outcomes with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,10 +129,20 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReleaseRequest.FromString,
                     response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReleaseResponse.SerializeToString,
             ),
+            'Finish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Finish,
+                    request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.FinishRequest.FromString,
+                    response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.FinishResponse.SerializeToString,
+            ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
                     request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.FromString,
                     response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.SerializeToString,
+            ),
+            'KeepOutcome': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepOutcome,
+                    request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.KeepOutcomeRequest.FromString,
+                    response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.KeepOutcomeResponse.SerializeToString,
             ),
             'GetLimits': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLimits,
@@ -181,6 +216,33 @@ class QuotaService(object):
             _registered_method=True)
 
     @staticmethod
+    def Finish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.accounting.v1.QuotaService/Finish',
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.FinishRequest.SerializeToString,
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.FinishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Renew(request,
             target,
             options=(),
@@ -197,6 +259,33 @@ class QuotaService(object):
             '/naru.api.accounting.v1.QuotaService/Renew',
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.SerializeToString,
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepOutcome(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.accounting.v1.QuotaService/KeepOutcome',
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.KeepOutcomeRequest.SerializeToString,
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.KeepOutcomeResponse.FromString,
             options,
             channel_credentials,
             insecure,

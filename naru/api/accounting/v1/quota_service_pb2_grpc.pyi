@@ -41,8 +41,14 @@ class QuotaServiceStub:
     """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
     tombstone that refuses a late Reserve of the same attempt.
     """
+    Finish: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.FinishRequest, _quota_service_pb2.FinishResponse]
+    """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported."""
     Renew: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.RenewRequest, _quota_service_pb2.RenewResponse]
     """Extends leases of requests that are still running by 60 seconds from now."""
+    KeepOutcome: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.KeepOutcomeRequest, _quota_service_pb2.KeepOutcomeResponse]
+    """Tells what became of a request that reserved with an idempotency key, so that the same request can be answered again
+    for an hour. Refused with INVALID_ARGUMENT, or with NOT_SUPPORTED where no key is set to encrypt outcomes with.
+    """
     GetLimits: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.GetLimitsRequest, _quota_service_pb2.GetLimitsResponse]
     """Tells where every limit stands that applies to a caller, without taking anything."""
 
@@ -59,8 +65,14 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
     tombstone that refuses a late Reserve of the same attempt.
     """
+    Finish: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.FinishRequest, _quota_service_pb2.FinishResponse]  # type: ignore[assignment]
+    """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported."""
     Renew: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.RenewRequest, _quota_service_pb2.RenewResponse]  # type: ignore[assignment]
     """Extends leases of requests that are still running by 60 seconds from now."""
+    KeepOutcome: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.KeepOutcomeRequest, _quota_service_pb2.KeepOutcomeResponse]  # type: ignore[assignment]
+    """Tells what became of a request that reserved with an idempotency key, so that the same request can be answered again
+    for an hour. Refused with INVALID_ARGUMENT, or with NOT_SUPPORTED where no key is set to encrypt outcomes with.
+    """
     GetLimits: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.GetLimitsRequest, _quota_service_pb2.GetLimitsResponse]  # type: ignore[assignment]
     """Tells where every limit stands that applies to a caller, without taking anything."""
 
@@ -88,12 +100,30 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Finish(
+        self,
+        request: _quota_service_pb2.FinishRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.FinishResponse, _abc.Awaitable[_quota_service_pb2.FinishResponse]]:
+        """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported."""
+
+    @_abc_1.abstractmethod
     def Renew(
         self,
         request: _quota_service_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.RenewResponse, _abc.Awaitable[_quota_service_pb2.RenewResponse]]:
         """Extends leases of requests that are still running by 60 seconds from now."""
+
+    @_abc_1.abstractmethod
+    def KeepOutcome(
+        self,
+        request: _quota_service_pb2.KeepOutcomeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.KeepOutcomeResponse, _abc.Awaitable[_quota_service_pb2.KeepOutcomeResponse]]:
+        """Tells what became of a request that reserved with an idempotency key, so that the same request can be answered again
+        for an hour. Refused with INVALID_ARGUMENT, or with NOT_SUPPORTED where no key is set to encrypt outcomes with.
+        """
 
     @_abc_1.abstractmethod
     def GetLimits(

@@ -268,3 +268,209 @@ class RequestRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RequestRecord: _TypeAlias = RequestRecord  # noqa: Y015
+
+@_typing.final
+class LoggedRequest(_message.Message):
+    """A line of the request log, with what the request used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ACCOUNT_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
+    SERVED_MODEL_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DURATION_US_FIELD_NUMBER: _builtins.int
+    FIRST_BYTE_US_FIELD_NUMBER: _builtins.int
+    REQUEST_BYTES_FIELD_NUMBER: _builtins.int
+    RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Request id shown to the caller."""
+    event_id: _builtins.str
+    """The usage event. Empty: it got no further than being refused."""
+    key_id: _builtins.str
+    """Public id of the key that made it. Empty: none."""
+    user_id: _builtins.str
+    """Who made it. Empty: nobody known, or a service account."""
+    service_account: _builtins.str
+    """Which service account made it. Empty: none."""
+    workspace_id: _builtins.str
+    """The workspace. Empty: nobody known made it."""
+    endpoint: _builtins.str
+    """The endpoint, such as "/v1/chat/completions"."""
+    requested_model: _builtins.str
+    """The model as the caller named it."""
+    served_model: _builtins.str
+    """The model that served it. Empty: none did, or it is not settled yet."""
+    status: _builtins.int
+    """HTTP status sent; 499 when the caller went away before any."""
+    reason: _error_reason_pb2.ErrorReason.ValueType
+    """Why it failed; unspecified when it did not."""
+    duration_us: _builtins.int
+    """From the request to the last byte, in microseconds."""
+    first_byte_us: _builtins.int
+    """From the request to the first byte of the body, in microseconds; 0 when there was none."""
+    request_bytes: _builtins.int
+    """Body size in bytes."""
+    response_bytes: _builtins.int
+    """Body size in bytes."""
+    stream: _builtins.bool
+    """Whether the answer was streamed."""
+    trace_id: _builtins.str
+    """W3C trace id, 32 hexadecimal digits. May be empty."""
+    cost: _builtins.int
+    """What they cost, in nano-units of the installation's currency."""
+    outcome: Global___Outcome.ValueType
+    """How it ended. Unspecified where there is no usage."""
+    accuracy: Global___Accuracy.ValueType
+    """How exact the figures are. Unspecified where there is no usage."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came in."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """The tokens. Absent: none were used, or they are not settled yet."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        event_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        service_account: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        requested_model: _builtins.str = ...,
+        served_model: _builtins.str = ...,
+        status: _builtins.int = ...,
+        reason: _error_reason_pb2.ErrorReason.ValueType = ...,
+        duration_us: _builtins.int = ...,
+        first_byte_us: _builtins.int = ...,
+        request_bytes: _builtins.int = ...,
+        response_bytes: _builtins.int = ...,
+        stream: _builtins.bool = ...,
+        trace_id: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        cost: _builtins.int = ...,
+        outcome: Global___Outcome.ValueType = ...,
+        accuracy: Global___Accuracy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "cost", b"cost", "duration_us", b"duration_us", "endpoint", b"endpoint", "event_id", b"event_id", "first_byte_us", b"first_byte_us", "key_id", b"key_id", "outcome", b"outcome", "reason", b"reason", "request_bytes", b"request_bytes", "request_id", b"request_id", "requested_model", b"requested_model", "response_bytes", b"response_bytes", "served_model", b"served_model", "service_account", b"service_account", "start_time", b"start_time", "status", b"status", "stream", b"stream", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoggedRequest: _TypeAlias = LoggedRequest  # noqa: Y015
+
+@_typing.final
+class UsageRecord(_message.Message):
+    """A usage event that is settled, with what it cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RESERVE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SERVICE_ACCOUNT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
+    SERVED_MODEL_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    PRICE_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """UUIDv7 of the request."""
+    attempt: _builtins.int
+    """The attempt that bills."""
+    request_id: _builtins.str
+    """Request id shown to the caller."""
+    workspace_id: _builtins.str
+    """The workspace that pays."""
+    key_id: _builtins.str
+    """Public id of the key. Empty: none."""
+    user_id: _builtins.str
+    """The user. Empty: none."""
+    service_account: _builtins.str
+    """The service account. Empty: none."""
+    tier: _builtins.str
+    """The tier it was limited by."""
+    endpoint: _builtins.str
+    """The endpoint, such as "/v1/chat/completions"."""
+    requested_model: _builtins.str
+    """The model as the caller named it."""
+    served_model: _builtins.str
+    """The model that served it."""
+    outcome: Global___Outcome.ValueType
+    """How it ended."""
+    accuracy: Global___Accuracy.ValueType
+    """How exact the figures are."""
+    cost: _builtins.int
+    """What they cost, in nano-units of the installation's currency."""
+    price_id: _builtins.str
+    """The price they cost it by. Empty: nobody had set one."""
+    @_builtins.property
+    def reserve_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was reserved: the time that it is booked in."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended. Absent: unknown."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """The tokens."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        reserve_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        service_account: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        requested_model: _builtins.str = ...,
+        served_model: _builtins.str = ...,
+        outcome: Global___Outcome.ValueType = ...,
+        accuracy: Global___Accuracy.ValueType = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        cost: _builtins.int = ...,
+        price_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "reserve_time", b"reserve_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "attempt", b"attempt", "cost", b"cost", "end_time", b"end_time", "endpoint", b"endpoint", "event_id", b"event_id", "key_id", b"key_id", "outcome", b"outcome", "price_id", b"price_id", "request_id", b"request_id", "requested_model", b"requested_model", "reserve_time", b"reserve_time", "served_model", b"served_model", "service_account", b"service_account", "tier", b"tier", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015

@@ -67,6 +67,14 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     """The day in UTC, as 2026-11-21."""
     USAGE_DIMENSION_WORKSPACE: _UsageDimension.ValueType  # 4
     """The workspace."""
+    USAGE_DIMENSION_USER: _UsageDimension.ValueType  # 5
+    """The user."""
+    USAGE_DIMENSION_ENDPOINT: _UsageDimension.ValueType  # 6
+    """The endpoint, such as "/v1/chat/completions"."""
+    USAGE_DIMENSION_HOUR: _UsageDimension.ValueType  # 7
+    """The hour in UTC, as 2026-11-21T09:00:00Z."""
+    USAGE_DIMENSION_SERVICE_ACCOUNT: _UsageDimension.ValueType  # 8
+    """The service account."""
 
 class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
     """What QueryUsage can group by."""
@@ -81,6 +89,14 @@ USAGE_DIMENSION_DAY: UsageDimension.ValueType  # 3
 """The day in UTC, as 2026-11-21."""
 USAGE_DIMENSION_WORKSPACE: UsageDimension.ValueType  # 4
 """The workspace."""
+USAGE_DIMENSION_USER: UsageDimension.ValueType  # 5
+"""The user."""
+USAGE_DIMENSION_ENDPOINT: UsageDimension.ValueType  # 6
+"""The endpoint, such as "/v1/chat/completions"."""
+USAGE_DIMENSION_HOUR: UsageDimension.ValueType  # 7
+"""The hour in UTC, as 2026-11-21T09:00:00Z."""
+USAGE_DIMENSION_SERVICE_ACCOUNT: UsageDimension.ValueType  # 8
+"""The service account."""
 Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
 
 @_typing.final
@@ -214,6 +230,8 @@ class QueryUsageRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Only this key. Empty: all the caller may see."""
     model: _builtins.str
@@ -224,17 +242,23 @@ class QueryUsageRequest(_message.Message):
     """How many rows to return. Default 100, at most 1,000; more is taken as 1,000, less than 0 is an error."""
     page_token: _builtins.str
     """next_page_token of the page before. Empty: the first page."""
+    user_id: _builtins.str
+    """Only this user. Empty: all the caller may see."""
+    endpoint: _builtins.str
+    """Only this endpoint, such as "/v1/chat/completions". Empty: all."""
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
         """Group by these, in this order. Empty: one row with the total."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Only usage reserved at or after this. Absent: from the beginning."""
+        """Only usage reserved at or after this. Absent: from the beginning. Must be a whole hour where single events are no longer
+        kept.
+        """
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Only usage reserved before this. Absent: until now."""
+        """Only usage reserved before this. Absent: until now. Must be a whole hour where single events are no longer kept."""
 
     def __init__(
         self,
@@ -247,10 +271,12 @@ class QueryUsageRequest(_message.Message):
         workspace_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "group_by", b"group_by", "key_id", b"key_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "endpoint", b"endpoint", "group_by", b"group_by", "key_id", b"key_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,6 +296,10 @@ class UsageRow(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     UNPRICED_REQUESTS_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    HOUR_FIELD_NUMBER: _builtins.int
+    SERVICE_ACCOUNT_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Public id of the key, if grouped by it."""
     model: _builtins.str
@@ -284,6 +314,14 @@ class UsageRow(_message.Message):
     """What they cost, in nano-units of the installation's currency."""
     unpriced_requests: _builtins.int
     """How many of the requests cost nothing because nobody had set a price for their model."""
+    user_id: _builtins.str
+    """The user, if grouped by it."""
+    endpoint: _builtins.str
+    """The endpoint, if grouped by it."""
+    hour: _builtins.str
+    """The hour, if grouped by it."""
+    service_account: _builtins.str
+    """The service account, if grouped by it."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """The tokens."""
@@ -299,10 +337,14 @@ class UsageRow(_message.Message):
         usage: _usage_pb2.Usage | None = ...,
         cost: _builtins.int = ...,
         unpriced_requests: _builtins.int = ...,
+        user_id: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        hour: _builtins.str = ...,
+        service_account: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "day", b"day", "key_id", b"key_id", "model", b"model", "requests", b"requests", "unpriced_requests", b"unpriced_requests", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "day", b"day", "endpoint", b"endpoint", "hour", b"hour", "key_id", b"key_id", "model", b"model", "requests", b"requests", "service_account", b"service_account", "unpriced_requests", b"unpriced_requests", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,3 +377,183 @@ class QueryUsageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueryUsageResponse: _TypeAlias = QueryUsageResponse  # noqa: Y015
+
+@_typing.final
+class ListRequestsRequest(_message.Message):
+    """Request of ListRequests. Filters that are empty or absent let everything through."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    STATUS_CLASS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Only this key."""
+    user_id: _builtins.str
+    """Only this user."""
+    workspace_id: _builtins.str
+    """Only this workspace."""
+    model: _builtins.str
+    """Only this model, as the caller named it or as it was served."""
+    endpoint: _builtins.str
+    """Only this endpoint, such as "/v1/chat/completions"."""
+    status: _builtins.int
+    """Only this HTTP status, from 100 to 599."""
+    status_class: _builtins.int
+    """Only the statuses that begin with this digit, from 1 to 5: 4 for 400 to 499. Not together with status."""
+    request_id: _builtins.str
+    """Only this request id; callers may use one more than once."""
+    trace_id: _builtins.str
+    """Only this W3C trace id, 32 hexadecimal digits."""
+    page_size: _builtins.int
+    """How many requests to return. Default 100, at most 1,000; more is taken as 1,000, less than 0 is an error."""
+    page_token: _builtins.str
+    """next_page_token of the page before. Empty: the first page."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only requests that came in at or after this."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only requests that came in before this."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        status: _builtins.int = ...,
+        status_class: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "endpoint", b"endpoint", "key_id", b"key_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id", "start_time", b"start_time", "status", b"status", "status_class", b"status_class", "trace_id", b"trace_id", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsRequest: _TypeAlias = ListRequestsRequest  # noqa: Y015
+
+@_typing.final
+class ListRequestsResponse(_message.Message):
+    """Response of ListRequests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page begins. Empty: this was the last."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[_usage_event_pb2.LoggedRequest]:
+        """The requests, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[_usage_event_pb2.LoggedRequest] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsResponse: _TypeAlias = ListRequestsResponse  # noqa: Y015
+
+@_typing.final
+class ExportUsageRequest(_message.Message):
+    """Request of ExportUsage. Filters that are empty or absent let everything through."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Only this key."""
+    user_id: _builtins.str
+    """Only this user."""
+    workspace_id: _builtins.str
+    """Only this workspace."""
+    model: _builtins.str
+    """Only this served model."""
+    endpoint: _builtins.str
+    """Only this endpoint, such as "/v1/chat/completions"."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only usage reserved at or after this."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only usage reserved before this. Absent, or later than now: until now."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        key_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "endpoint", b"endpoint", "key_id", b"key_id", "model", b"model", "start_time", b"start_time", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUsageRequest: _TypeAlias = ExportUsageRequest  # noqa: Y015
+
+@_typing.final
+class ExportUsageResponse(_message.Message):
+    """Response of ExportUsage: a part of the export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    TOTAL_RECORDS_FIELD_NUMBER: _builtins.int
+    total_records: _builtins.int
+    """In the first response: about how many records there are."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_usage_event_pb2.UsageRecord]:
+        """The records, at most 500."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[_usage_event_pb2.UsageRecord] | None = ...,
+        total_records: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records", "total_records", b"total_records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportUsageResponse: _TypeAlias = ExportUsageResponse  # noqa: Y015

@@ -50,6 +50,16 @@ class UsageServiceStub(object):
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.QueryUsageRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.QueryUsageResponse.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/naru.api.accounting.v1.UsageService/ListRequests',
+                request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
+        self.ExportUsage = channel.unary_stream(
+                '/naru.api.accounting.v1.UsageService/ExportUsage',
+                request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ExportUsageRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ExportUsageResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer(object):
@@ -77,6 +87,21 @@ class UsageServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRequests(self, request, context):
+        """Lists requests, the newest first, with what they used once that is settled. Who may see what is as in QueryUsage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUsage(self, request, context):
+        """Streams what QueryUsage sums, event by event, the oldest first, as far back as single events are kept. What is settled
+        while it runs may be missing. Who may see what is as in QueryUsage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +119,16 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.QueryUsage,
                     request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.QueryUsageRequest.FromString,
                     response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.QueryUsageResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ListRequestsRequest.FromString,
+                    response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'ExportUsage': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportUsage,
+                    request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ExportUsageRequest.FromString,
+                    response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ExportUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +213,60 @@ class UsageService(object):
             '/naru.api.accounting.v1.UsageService/QueryUsage',
             naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.QueryUsageRequest.SerializeToString,
             naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.QueryUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.accounting.v1.UsageService/ListRequests',
+            naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ListRequestsRequest.SerializeToString,
+            naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/naru.api.accounting.v1.UsageService/ExportUsage',
+            naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ExportUsageRequest.SerializeToString,
+            naru_dot_api_dot_accounting_dot_v1_dot_usage__service__pb2.ExportUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,12 @@ class UsageServiceStub:
     """Adds to the request log. Best effort: a record may be lost, never counted twice."""
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageRequest, _usage_service_pb2.QueryUsageResponse]
     """Sums settled usage. Callers without an admin's role see their own key's, or their workspace's if they manage it."""
+    ListRequests: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListRequestsRequest, _usage_service_pb2.ListRequestsResponse]
+    """Lists requests, the newest first, with what they used once that is settled. Who may see what is as in QueryUsage."""
+    ExportUsage: _grpc.UnaryStreamMultiCallable[_usage_service_pb2.ExportUsageRequest, _usage_service_pb2.ExportUsageResponse]
+    """Streams what QueryUsage sums, event by event, the oldest first, as far back as single events are kept. What is settled
+    while it runs may be missing. Who may see what is as in QueryUsage.
+    """
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -51,6 +57,12 @@ class UsageServiceAsyncStub(UsageServiceStub):
     """Adds to the request log. Best effort: a record may be lost, never counted twice."""
     QueryUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageRequest, _usage_service_pb2.QueryUsageResponse]  # type: ignore[assignment]
     """Sums settled usage. Callers without an admin's role see their own key's, or their workspace's if they manage it."""
+    ListRequests: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListRequestsRequest, _usage_service_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    """Lists requests, the newest first, with what they used once that is settled. Who may see what is as in QueryUsage."""
+    ExportUsage: _aio.UnaryStreamMultiCallable[_usage_service_pb2.ExportUsageRequest, _usage_service_pb2.ExportUsageResponse]  # type: ignore[assignment]
+    """Streams what QueryUsage sums, event by event, the oldest first, as far back as single events are kept. What is settled
+    while it runs may be missing. Who may see what is as in QueryUsage.
+    """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what was used and answers questions about it."""
@@ -78,5 +90,23 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.QueryUsageResponse, _abc.Awaitable[_usage_service_pb2.QueryUsageResponse]]:
         """Sums settled usage. Callers without an admin's role see their own key's, or their workspace's if they manage it."""
+
+    @_abc_1.abstractmethod
+    def ListRequests(
+        self,
+        request: _usage_service_pb2.ListRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.ListRequestsResponse, _abc.Awaitable[_usage_service_pb2.ListRequestsResponse]]:
+        """Lists requests, the newest first, with what they used once that is settled. Who may see what is as in QueryUsage."""
+
+    @_abc_1.abstractmethod
+    def ExportUsage(
+        self,
+        request: _usage_service_pb2.ExportUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_usage_service_pb2.ExportUsageResponse], _abc.AsyncIterator[_usage_service_pb2.ExportUsageResponse]]:
+        """Streams what QueryUsage sums, event by event, the oldest first, as far back as single events are kept. What is settled
+        while it runs may be missing. Who may see what is as in QueryUsage.
+        """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -104,6 +104,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A fault of ours: fixed text and an incident id, never a cause. INTERNAL, HTTP 500.
     Example metadata: {"incident": "5f0d2c5e9b1a"}.
     """
+    ERROR_REASON_IDEMPOTENCY_CONFLICT: _ErrorReason.ValueType  # 21
+    """The idempotency key was used for another request. ALREADY_EXISTS, HTTP 409.
+    Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
+    """
+    ERROR_REASON_IDEMPOTENCY_IN_FLIGHT: _ErrorReason.ValueType  # 22
+    """The same request with this idempotency key is not done yet; carries RetryInfo. ABORTED, HTTP 409.
+    Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
+    """
+    ERROR_REASON_IDEMPOTENCY_OUTCOME_NOT_KEPT: _ErrorReason.ValueType  # 23
+    """The same request with this idempotency key is done, but its answer was too large to keep or was lost; making it again
+    takes another key. ALREADY_EXISTS, HTTP 409.
+    Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The closed list of reasons a Naru RPC fails for. Each error carries exactly one `google.rpc.ErrorInfo` with
@@ -191,5 +204,18 @@ Example metadata: {"field": "tools"}.
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
 """A fault of ours: fixed text and an incident id, never a cause. INTERNAL, HTTP 500.
 Example metadata: {"incident": "5f0d2c5e9b1a"}.
+"""
+ERROR_REASON_IDEMPOTENCY_CONFLICT: ErrorReason.ValueType  # 21
+"""The idempotency key was used for another request. ALREADY_EXISTS, HTTP 409.
+Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
+"""
+ERROR_REASON_IDEMPOTENCY_IN_FLIGHT: ErrorReason.ValueType  # 22
+"""The same request with this idempotency key is not done yet; carries RetryInfo. ABORTED, HTTP 409.
+Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
+"""
+ERROR_REASON_IDEMPOTENCY_OUTCOME_NOT_KEPT: ErrorReason.ValueType  # 23
+"""The same request with this idempotency key is done, but its answer was too large to keep or was lost; making it again
+takes another key. ALREADY_EXISTS, HTTP 409.
+Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,158 @@
+"""GET /api/usage/export: usage events as CSV or JSON lines, handed on as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+from google.protobuf.message import Message
+
+from edge.exchange import EXCHANGE
+from edge.gateway import check_endpoint
+from edge.routes.access import Access
+from edge.routes.platform import read_query, without_route
+from edge.rpcs import Rpc
+from naru.api.accounting.v1 import usage_event_pb2, usage_service_pb2
+from naru.clock import Clock
+from naru.errors import NaruError, Reason, invalid_argument
+from naru.identity import Principal, Role
+from naru.usage_export import ExportFormat, header, lines
+
+RPC = "UsageService/ExportUsage"
+FORMAT = "format"
+QUERY = {name: name for name in ("start_time", "end_time", "key_id", "user_id", "workspace_id", "model", "endpoint")}
+# Rows are written out in between of what other requests need the process for.
+_ROWS_AT_ONCE = 100
+_STALL_SECONDS = 60.0
+CONTENT_TYPES = {ExportFormat.CSV: "text/csv; charset=utf-8; header=present", ExportFormat.JSONL: "application/jsonl"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRow:
+    """One route that exports; `days` and `role` as in `edge.routes.platform.Row`."""
+
+    path: str
+    summary: str
+    days: bool = False
+    role: Role = Role.USER
+
+
+EXPORTS = (
+    ExportRow("/api/usage/export", "Export the usage events that you may see, as CSV or JSON lines."),
+    ExportRow(
+        "/api/admin/usage/export",
+        "Export the usage events of the installation, or of the workspace that you manage.",
+        days=True,
+        role=Role.WORKSPACE_ADMIN,
+    ),
+)
+
+
+class Streams(Protocol):
+    """Makes calls that answer with a stream."""
+
+    def stream(
+        self, rpc: Rpc, request: Message, *, on_behalf_of: Principal
+    ) -> AbstractAsyncContextManager[AsyncIterator[usage_service_pb2.ExportUsageResponse]]:
+        """The answers; iterating raises NaruError when the call fails."""
+
+
+class ExportRoutes:
+    """Answers the exports. Keeps a few hundred rows at a time, whatever the export has.
+
+    Args:
+        streams: Accounting.
+    """
+
+    def __init__(self, access: Access, streams: Streams, clock: Clock) -> None:
+        self._access = access
+        self._streams = streams
+        self._clock = clock
+
+    def handler(self, row: ExportRow) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """What answers requests of a row."""
+        rpc = Rpc(RPC)
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            return await self._answer(row, rpc, request)
+
+        return answer
+
+    async def _answer(self, row: ExportRow, rpc: Rpc, http: web.Request) -> web.StreamResponse:
+        principal = await self._access.authenticate(http)
+        check_endpoint(principal, row.path)
+        if principal.role.rank < row.role.rank:
+            raise NaruError(
+                Reason.PERMISSION_DENIED, "You are not allowed to make this call.", metadata={"method": row.path}
+            )
+        written = _format(http.query.getall(FORMAT, [ExportFormat.CSV]))
+        request = rpc.request()
+        read_query(request, http, self._clock, query=QUERY, days=row.days, ignored=(FORMAT,))
+        async with self._streams.stream(rpc, request, on_behalf_of=without_route(principal)) as answers:
+            # Nothing is sent before the first answer: until then what goes wrong has a status of its own.
+            first = await anext(answers, None)
+            response = await self._begin(http, written)
+            try:
+                if first is not None:
+                    await self._write(http, response, written, first.records)
+                async for answer in answers:
+                    await self._write(http, response, written, answer.records)
+            except (NaruError, TimeoutError) as error:
+                _cut(http, error)
+                raise ConnectionResetError("the export broke off") from error
+            await response.write_eof()
+        return response
+
+    async def _begin(self, http: web.Request, written: ExportFormat) -> web.StreamResponse:
+        exchange = http[EXCHANGE]
+        exchange.stream = True
+        name = f"naru-usage-{int(self._clock.time())}.{written}"
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": CONTENT_TYPES[written],
+                "Content-Disposition": f'attachment; filename="{name}"',
+                "X-Accel-Buffering": "no",
+            }
+        )
+        await response.prepare(http)
+        exchange.status = response.status
+        exchange.first_byte = self._clock.monotonic() - exchange.started
+        beginning = header(written)
+        if beginning:
+            exchange.response_bytes += len(beginning)
+            await response.write(beginning)
+        return response
+
+    async def _write(
+        self,
+        http: web.Request,
+        response: web.StreamResponse,
+        written: ExportFormat,
+        records: Sequence[usage_event_pb2.UsageRecord],
+    ) -> None:
+        for start in range(0, len(records), _ROWS_AT_ONCE):
+            chunk = lines(written, records[start : start + _ROWS_AT_ONCE])
+            http[EXCHANGE].response_bytes += len(chunk)
+            # A reader that does not read keeps nobody waiting for ever.
+            async with asyncio.timeout(_STALL_SECONDS):
+                await response.write(chunk)
+
+
+def _format(texts: Sequence[str]) -> ExportFormat:
+    try:
+        (text,) = texts
+        return ExportFormat(text)
+    except ValueError:
+        known = ", ".join(ExportFormat)
+        raise invalid_argument(FORMAT, f"Invalid value for '{FORMAT}': must be one of {known}.") from None
+
+
+def _cut(http: web.Request, error: NaruError | TimeoutError) -> None:
+    """Hangs up: an export that just ended would look complete."""
+    http[EXCHANGE].reason = error.reason if isinstance(error, NaruError) else Reason.CANCELLED
+    if http.transport is not None:
+        http.transport.abort()
