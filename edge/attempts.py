@@ -24,7 +24,7 @@ from naru.errors import NaruError, Reason, unavailable
 from naru.logs import get_logger
 
 _MOST_REVISIONS = 3
-_SETTLING_SECONDS = 0.06
+_ENDING_SECONDS = 0.06
 _log = get_logger(__name__)
 
 
@@ -190,9 +190,9 @@ class Generation:
         started = self._clock.monotonic()
         result = await self._ask_quota()
         if result.refusal is not None and result.refusal.reason is Reason.CONCURRENCY_LIMIT_EXCEEDED:
-            # A place is free once its request is settled, a moment after the answer: a client that sends one request after
-            # the other is not refused for being quick.
-            await asyncio.sleep(_SETTLING_SECONDS)
+            # A place is free once accounting heard that its request has ended, a moment after the answer: a client that sends
+            # one request after the other is not refused for being quick.
+            await asyncio.sleep(_ENDING_SECONDS)
             result = await self._ask_quota()
         self._progress.reserve_seconds += self._clock.monotonic() - started
         self._progress.limits = result.limits or self._progress.limits

@@ -72,7 +72,7 @@ async def test_no_more_run_at_once_than_may(naru: Platform) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     statuses = [status for status, _ in await chat_at_once(naru, key, 200, 20)]
-    # A place is free once its request is settled, which is a moment after its answer.
+    # A place is free once accounting heard that its request has ended, which is a moment after its answer.
     until(lambda: naru.leases() == 0, 10, "every place to be given back")
     statuses += [status for status, _ in await chat_at_once(naru, key, 5, 2)]
     done.set()

@@ -66,7 +66,7 @@ def test_a_direct_call_is_limited_like_any_other(naru: Platform) -> None:
     )
     for _ in range(10):
         assert generate(naru, key, one)[-1].HasField("finished")
-        # Its place in flight is free once it is settled: this is about requests in a minute.
+        # Its place in flight is free a moment after it has ended: this is about requests in a minute.
         until(lambda: naru.leases() == 0, 10, "the request to be settled")
     (refusal,) = generate(naru, key, one)
     assert refusal.refused.error.reason == error_reason_pb2.ERROR_REASON_RATE_LIMIT_EXCEEDED

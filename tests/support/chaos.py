@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -151,17 +152,17 @@ async def _kill(naru: Platform, postgres: PostgresServer, story: Story, chance: 
             order = list(VICTIMS)
             chance.shuffle(order)
         victim = order.pop()
-        if await asyncio.to_thread(_kill_one, naru, postgres, victim):
+        if await asyncio.to_thread(_kill_one, naru, postgres, victim, chance.uniform(0.2, 1.5)):
             story.kills[victim] += 1
         else:
             order.append(victim)
 
 
-def _kill_one(naru: Platform, postgres: PostgresServer, victim: str) -> bool:
-    """Kills it with SIGKILL if it runs; the supervisor, or we, start it again."""
+def _kill_one(naru: Platform, postgres: PostgresServer, victim: str, away_seconds: float) -> bool:
+    """Kills it with SIGKILL if it runs; the supervisor starts it again, or we do PostgreSQL after `away_seconds`."""
     if victim == "postgres":
         postgres.kill()
-        time.sleep(random.uniform(0.2, 1.5))
+        time.sleep(away_seconds)
         _start_again(postgres)
         return True
     process_ids = (
@@ -181,7 +182,7 @@ def _start_again(postgres: PostgresServer) -> None:
     while True:
         try:
             postgres.start()
-        except Exception:
+        except subprocess.CalledProcessError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.3)
