@@ -8,37 +8,38 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from zoneinfo import ZoneInfo
 
-from accounting import limiter as limiters
-from accounting import migrations, tier_file
-from accounting.budget_management import BudgetManager
-from accounting.catalogue_keeper import CatalogueKeeper
-from accounting.catalogue_servicer import BudgetServicer, PricingServicer, TierServicer
-from accounting.catalogue_store import CatalogueStore
+from accounting import migrations
+from accounting.catalogue import tier_file
+from accounting.catalogue.budgets import BudgetManager
+from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.catalogue.prices import PriceManager
+from accounting.catalogue.servicer import BudgetServicer, PricingServicer, TierServicer
+from accounting.catalogue.store import CatalogueStore
+from accounting.catalogue.tiers import TierManager
 from accounting.clients import ApiKeys
 from accounting.config import AccountingConfig
 from accounting.epoch import EpochKeeper
-from accounting.ledger_management import LedgerManager
-from accounting.ledger_servicer import LedgerServicer
-from accounting.ledger_store import LedgerStore
-from accounting.ledger_verification import LedgerVerifier
-from accounting.limiter import Limiter
+from accounting.ledger.management import LedgerManager
+from accounting.ledger.servicer import LedgerServicer
+from accounting.ledger.store import LedgerStore
+from accounting.ledger.verification import LedgerVerifier
+from accounting.limiter import limiter as limiters
+from accounting.limiter.limiter import Limiter
+from accounting.limiter.outcomes import Outcomes, Sealer
+from accounting.limiter.reservations import Reservations
+from accounting.limiter.servicer import QuotaServicer
 from accounting.limits import Tier
-from accounting.outcomes import Outcomes, Sealer
-from accounting.price_management import PriceManager
 from accounting.readiness import Readiness
-from accounting.recording import Recorder
-from accounting.report_store import ReportStore
-from accounting.request_store import RequestStore
-from accounting.reservations import Reservations
-from accounting.retention import Pruner
-from accounting.retention_store import RetentionStore
-from accounting.rollup_store import RollupStore
-from accounting.rollups import Roller
-from accounting.servicer import QuotaServicer
-from accounting.store import UsageStore
 from accounting.sweeper import Sweeper
-from accounting.tier_management import TierManager
-from accounting.usage_servicer import UsageServicer
+from accounting.usage.recording import Recorder
+from accounting.usage.report_store import ReportStore
+from accounting.usage.request_store import RequestStore
+from accounting.usage.retention import Pruner
+from accounting.usage.retention_store import RetentionStore
+from accounting.usage.rollup_store import RollupStore
+from accounting.usage.rollups import Roller
+from accounting.usage.servicer import UsageServicer
+from accounting.usage.store import UsageStore
 from naru.api.accounting.v1 import (
     budget_service_pb2_grpc,
     ledger_service_pb2_grpc,
@@ -159,7 +160,7 @@ async def running(
             keeper=catalogue,
             file_tiers=file_tiers,
             keys=ApiKeys(authsvc),
-            ledger=_ledger(config, database, limiter, catalogue, clock),
+            ledger=_ledger(config, store, limiter, catalogue, clock),
             clock=clock,
         )
         ops = OpsListener(metrics, lambda: server.serving)
@@ -199,12 +200,18 @@ async def migrate(config: AccountingConfig) -> None:
 
 
 def _ledger(
-    config: AccountingConfig, database: Database, limiter: Limiter, catalogue: CatalogueKeeper, clock: Clock
+    config: AccountingConfig, store: UsageStore, limiter: Limiter, catalogue: CatalogueKeeper, clock: Clock
 ) -> LedgerServicer:
     manager = LedgerManager(
-        store=LedgerStore(database), limiter=limiter, refresh=catalogue.refresh, clock=clock, new_id=uuid7
+        store=LedgerStore(store.database), limiter=limiter, refresh=catalogue.refresh, clock=clock, new_id=uuid7
     )
-    verifier = LedgerVerifier(database=database, limiter=limiter, clock=clock, lease_seconds=config.lease_seconds)
+    verifier = LedgerVerifier(
+        database=store.database,
+        limiter=limiter,
+        unsettled=store.unsettled,
+        clock=clock,
+        lease_seconds=config.lease_seconds,
+    )
     return LedgerServicer(manager, verifier)
 
 

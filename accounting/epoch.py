@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from zoneinfo import ZoneInfo
 
 from accounting import calendar
-from accounting.catalogue import credit_limit
-from accounting.catalogue_keeper import CatalogueKeeper
-from accounting.limiter import MICROS, Booked, Epoch, Limiter
+from accounting.catalogue.catalogue import credit_limit
+from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.limiter.limiter import MICROS, Booked, Epoch, Limiter
 from accounting.limits import LimitRule
 from accounting.quota import BUCKETS, Limit, LimitKind, LimitWindow
-from accounting.store import BookedUsage, UsageStore
+from accounting.usage.store import BookedUsage, UsageStore
 from naru.logs import Logger
 
 # So wide that all of time since the Unix epoch is in one bucket.

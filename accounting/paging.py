@@ -11,9 +11,18 @@ from naru.errors import NaruError, invalid_argument
 
 _INTEGER_MAX = 2**63 - 1
 _CHARACTERS_MAX = 512
+_PAGE_SIZE_DEFAULT = 100
+_PAGE_SIZE_MAX = 1_000
 
 Position = tuple[int | str, ...]
 """Where a row stands in the order of its list."""
+
+
+def page_size(asked: int) -> int:
+    """How many rows a page has. Raises NaruError INVALID_ARGUMENT for less than 0."""
+    if asked < 0:
+        raise invalid_argument("page_size", "page_size must be at least 0.")
+    return min(asked or _PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX)
 
 
 def write_token(filters: Sequence[object], last: Position) -> str:

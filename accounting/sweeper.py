@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from accounting.epoch import EpochKeeper
-from accounting.limiter import MICROS, Limiter
-from accounting.recording import Recorder
+from accounting.limiter.limiter import MICROS, Limiter
 from accounting.settlement import nothing_reported
-from accounting.store import UsageStore
+from accounting.usage.recording import Recorder
+from accounting.usage.store import UsageStore
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.logs import Logger

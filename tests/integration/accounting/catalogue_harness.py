@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from accounting.budget_management import BudgetManager
-from accounting.catalogue_keeper import CatalogueKeeper
-from accounting.catalogue_servicer import BudgetServicer, PricingServicer, TierServicer
-from accounting.catalogue_store import CatalogueStore
+from accounting.catalogue.budgets import BudgetManager
+from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.catalogue.prices import PriceManager
+from accounting.catalogue.servicer import BudgetServicer, PricingServicer, TierServicer
+from accounting.catalogue.store import CatalogueStore
+from accounting.catalogue.tiers import TierManager
 from accounting.clients import ApiKeys
 from accounting.limits import Tier
-from accounting.price_management import PriceManager
-from accounting.tier_management import TierManager
 from naru.api.accounting.v1 import (
     budget_service_pb2,
     budget_service_pb2_grpc,

@@ -10,10 +10,10 @@ import pytest
 
 from accounting.app import migrate, running
 from accounting.config import AccountingConfig
-from accounting.limiter import Limiter, connect
+from accounting.limiter.limiter import Limiter, connect
 from accounting.migrations import MIGRATIONS
-from accounting.report_store import ReportStore
-from accounting.store import UsageStore
+from accounting.usage.report_store import ReportStore
+from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.identity import ServiceTokens
 from naru.lifecycle import Lifecycle

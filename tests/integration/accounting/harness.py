@@ -12,20 +12,20 @@ from zoneinfo import ZoneInfo
 import pytest
 import sqlalchemy as sa
 
-from accounting.catalogue_keeper import CatalogueKeeper
-from accounting.catalogue_store import CatalogueStore
+from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.catalogue.store import CatalogueStore
 from accounting.epoch import EpochKeeper
-from accounting.limiter import Limiter, connect
+from accounting.limiter.limiter import Limiter, connect
+from accounting.limiter.outcomes import Outcomes, Sealer
+from accounting.limiter.reservations import Reservations
 from accounting.limits import LimitRule, Tier, TierLimit
-from accounting.outcomes import Outcomes, Sealer
 from accounting.quota import Decision, EventRef, Grant, Limit, LimitKind, LimitScope, LimitWindow, Reservation, Work
-from accounting.recording import Recorder
-from accounting.report_store import ReportStore
-from accounting.reporting import UsageQuery
-from accounting.reservations import Reservations
 from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent
-from accounting.store import UsageStore
 from accounting.sweeper import Sweeper
+from accounting.usage.recording import Recorder
+from accounting.usage.report_store import ReportStore
+from accounting.usage.reporting import UsageQuery
+from accounting.usage.store import UsageStore
 from naru.clock import SystemClock
 from naru.database import Database
 from naru.errors import NaruError

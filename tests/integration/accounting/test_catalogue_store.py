@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from accounting.catalogue import Price
-from accounting.catalogue_store import CatalogueStore, Snapshot
+from accounting.catalogue.catalogue import Price
+from accounting.catalogue.store import CatalogueStore, Snapshot
 from accounting.limits import MAX_LIMIT, Budget, LimitRule, Tier, TierLimit
 from accounting.quota import LimitKind, LimitScope, LimitWindow
 from accounting.tables import tiers, usage_corrections, usage_events

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from accounting.catalogue import Price
+from accounting.catalogue.catalogue import Price
+from accounting.limiter.reservations import Reservations
 from accounting.limits import Budget, LimitRule
 from accounting.quota import Decision, Grant, LimitKind, LimitScope, LimitWindow, Reservation
-from accounting.reporting import UsageQuery, UsageRow
-from accounting.reservations import Reservations
 from accounting.settlement import Evidence
 from accounting.tables import usage_corrections, usage_events
+from accounting.usage.reporting import UsageQuery, UsageRow
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.metrics import Metrics

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from accounting.idempotency import Fate, Held, HeldState, Idempotency, KeptOutcome, Replay, held_error
-from accounting.limiter import Limiter, connect
+from accounting.limiter.limiter import Limiter, connect
 from accounting.quota import EventRef, Grant, Limit, LimitKind, Reservation
 from accounting.settlement import Evidence, Exact
 from naru.errors import NaruError, Reason

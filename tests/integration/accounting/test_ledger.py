@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError
 
 from accounting.migrations import MIGRATIONS
 from accounting.quota import EventRef
-from accounting.report_store import ReportStore
-from accounting.reporting import UsageQuery
 from accounting.settlement import BookedEvent, Evidence, nothing_reported
-from accounting.store import UsageStore
 from accounting.tables import ledger_accounts, ledger_entries, ledger_postings
+from accounting.usage.report_store import ReportStore
+from accounting.usage.reporting import UsageQuery
+from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.identity import Principal
 from tests.integration.accounting.harness import START, WORK, new_ref, report

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from accounting.ledger import CreditWish, EntryKind
-from accounting.ledger_management import LedgerManager
-from accounting.ledger_store import LedgerStore
-from accounting.ledger_verification import Check, LedgerVerifier
+from accounting.ledger.ledger import CreditWish, EntryKind
+from accounting.ledger.management import LedgerManager
+from accounting.ledger.store import LedgerStore
+from accounting.ledger.verification import Check, LedgerVerifier
 from accounting.settlement import Evidence
 from naru.identity import Caller, ServiceName
 from naru.ids import uuid7
@@ -19,7 +19,13 @@ from tests.integration.accounting.test_costs import price, sell
 
 
 def verifier(books: Books) -> LedgerVerifier:
-    return LedgerVerifier(database=books.database, limiter=books.limiter, clock=books.clock, lease_seconds=60)
+    return LedgerVerifier(
+        database=books.database,
+        limiter=books.limiter,
+        unsettled=books.store.unsettled,
+        clock=books.clock,
+        lease_seconds=60,
+    )
 
 
 async def busy(books: Books) -> LedgerManager:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from datetime import datetime
 
-from accounting.limiter import Limiter, Standing, Taken, connect
+from accounting.limiter.limiter import Limiter, Standing, Taken, connect
 from accounting.quota import (
     EventRef,
     Grant,

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from accounting.catalogue_keeper import CatalogueKeeper
-from accounting.catalogue_store import CatalogueStore
-from accounting.ledger import Account, CreditWish, Entry, EntryKind
-from accounting.ledger_management import LedgerManager
-from accounting.ledger_store import EntryFilter, LedgerStore
-from accounting.limiter import Booked
+from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.catalogue.store import CatalogueStore
+from accounting.ledger.ledger import Account, CreditWish, Entry, EntryKind
+from accounting.ledger.management import LedgerManager
+from accounting.ledger.store import EntryFilter, LedgerStore
+from accounting.limiter.limiter import Booked
 from accounting.limits import Budget, LimitRule
 from accounting.quota import Grant, Limit, LimitKind, LimitScope, LimitWindow
 from accounting.settlement import Evidence

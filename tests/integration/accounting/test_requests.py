@@ -11,13 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from accounting.quota import EventRef
-from accounting.report_store import ReportStore
-from accounting.reporting import UsageQuery, UsageRecord
-from accounting.request_log import LoggedRequest, RequestQuery, RequestRecord, RequestUsage
-from accounting.request_store import RequestStore
 from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome
-from accounting.store import UsageStore
 from accounting.tables import request_log, usage_events
+from accounting.usage.report_store import ReportStore
+from accounting.usage.reporting import UsageQuery, UsageRecord
+from accounting.usage.request_log import LoggedRequest, RequestQuery, RequestRecord, RequestUsage
+from accounting.usage.request_store import RequestStore
+from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.ids import uuid7
 from naru.usage import Usage

@@ -8,15 +8,15 @@ import pytest
 import sqlalchemy as sa
 
 from accounting.quota import EventRef
-from accounting.report_store import ReportStore
-from accounting.reporting import Dimension, UsageQuery, UsageRow
-from accounting.request_store import RequestStore
-from accounting.retention import Pruner
-from accounting.retention_store import RetentionStore
-from accounting.rollup_store import RollupStore
 from accounting.settlement import Evidence
-from accounting.store import UsageStore
 from accounting.tables import request_log, usage_corrections, usage_events
+from accounting.usage.report_store import ReportStore
+from accounting.usage.reporting import Dimension, UsageQuery, UsageRow
+from accounting.usage.request_store import RequestStore
+from accounting.usage.retention import Pruner
+from accounting.usage.retention_store import RetentionStore
+from accounting.usage.rollup_store import RollupStore
+from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.errors import Reason
 from naru.metrics import Metrics

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accounting.counting import HOUR_MICROS
 from accounting.migrations import MIGRATIONS
 from accounting.quota import EventRef, Work
-from accounting.report_store import ReportStore
-from accounting.reporting import Dimension, UsageQuery, UsageRow
-from accounting.rollup_store import RollupStore
-from accounting.rollups import Roller
 from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent
-from accounting.store import UsageStore
 from accounting.tables import usage_events
+from accounting.usage.counting import HOUR_MICROS
+from accounting.usage.report_store import ReportStore
+from accounting.usage.reporting import Dimension, UsageQuery, UsageRow
+from accounting.usage.rollup_store import RollupStore
+from accounting.usage.rollups import Roller
+from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.identity import Principal
 from naru.ids import uuid7

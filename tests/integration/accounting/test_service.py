@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from accounting.config import AccountingConfig
-from accounting.limiter import connect
+from accounting.limiter.limiter import connect
 from accounting.tables import request_log
 from naru.api.accounting.v1 import limit_pb2, quota_service_pb2, usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import error_reason_pb2

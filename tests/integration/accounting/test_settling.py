@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from accounting.limiter import Limiter
+from accounting.limiter.limiter import Limiter
 from accounting.quota import EventRef, Grant, LimitKind
 from accounting.settlement import Evidence, RecordStatus
 from accounting.tables import settlement_outbox, usage_corrections, usage_events

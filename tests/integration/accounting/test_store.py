@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from accounting import migrations
 from accounting.quota import EventRef
-from accounting.report_store import ReportStore
-from accounting.reporting import Dimension, UsageQuery, UsageRow
 from accounting.settlement import Evidence, Exact, RecordStatus, nothing_reported
-from accounting.store import UsageStore
 from accounting.tables import metadata, settlement_outbox, usage_corrections, usage_events
+from accounting.usage.report_store import ReportStore
+from accounting.usage.reporting import Dimension, UsageQuery, UsageRow
+from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.usage import Usage

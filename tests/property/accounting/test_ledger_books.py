@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from accounting.migrations import MIGRATIONS
 from accounting.quota import EventRef, Work
 from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent, nothing_reported
-from accounting.store import UsageStore
 from accounting.tables import ledger_accounts, ledger_entries, ledger_postings
+from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.identity import Principal
 from naru.testing.databases import migrated

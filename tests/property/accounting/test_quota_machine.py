@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from accounting.limiter import Limiter, connect
+from accounting.limiter.limiter import Limiter, connect
 from accounting.quota import EventRef, Grant, Limit, LimitKind, LimitScope, LimitWindow, Reservation, Work
 from accounting.settlement import Evidence, Exact
 from naru.clock import SystemClock

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from accounting.catalogue import Catalogue, Price
+from accounting.catalogue.catalogue import Catalogue, Price
+from accounting.catalogue.tier_file import BUILT_IN
 from accounting.limits import Budget, LimitRule, Tier, TierLimit, check_rule, check_subject, check_tier
 from accounting.quota import Limit, LimitKind, LimitScope, LimitWindow
-from accounting.tier_file import BUILT_IN
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.pricing import UnitPrices

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from accounting.catalogue import Price
-from accounting.catalogue_keeper import CatalogueKeeper
-from accounting.catalogue_store import Snapshot
+from accounting.catalogue.catalogue import Price
+from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.catalogue.store import Snapshot
+from accounting.catalogue.tier_file import BUILT_IN
 from accounting.limits import Budget, LimitRule, Tier, TierLimit
 from accounting.quota import LimitKind, LimitScope, LimitWindow
-from accounting.tier_file import BUILT_IN
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal
 from naru.logs import get_logger

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accounting.counting import HOUR_MICROS, Attempt, Plan, RollState, days_within, hours_within, plan, rests
 from accounting.quota import EventRef
+from accounting.usage.counting import HOUR_MICROS, Attempt, Plan, RollState, days_within, hours_within, plan, rests
 
 TIMES = st.none() | st.integers(0, 30).map(lambda quarters: quarters * HOUR_MICROS // 4)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from accounting.ledger import Account, Attempt, CreditWish, EntryKind, credited, postings, usage_entries, used_by
+from accounting.ledger.ledger import Account, Attempt, CreditWish, EntryKind, credited, postings, usage_entries, used_by
 from accounting.quota import EventRef
 from naru.errors import NaruError, Reason
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from accounting import migrations
-from accounting.budget_management import BudgetManager
-from accounting.catalogue_keeper import CatalogueKeeper
-from accounting.catalogue_store import CatalogueStore
+from accounting.catalogue.budgets import BudgetManager
+from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.catalogue.prices import PriceManager, PriceWish
+from accounting.catalogue.store import CatalogueStore
+from accounting.catalogue.tier_file import BUILT_IN
+from accounting.catalogue.tiers import TierManager
 from accounting.limits import Budget, LimitRule, Tier, TierLimit
-from accounting.price_management import PriceManager, PriceWish
 from accounting.quota import LimitKind, LimitScope, LimitWindow
-from accounting.tier_file import BUILT_IN
-from accounting.tier_management import TierManager
 from naru.database import Database
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Caller, Principal, Role, ServiceName

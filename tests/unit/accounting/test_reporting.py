@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from accounting.reporting import Dimension, UsageQuery, decode_page, encode_page, page_size, visible
+from accounting.paging import page_size
+from accounting.usage.reporting import Dimension, UsageQuery, decode_page, encode_page, visible
 from naru.errors import NaruError, Reason
 from naru.identity import Caller, Principal, Role, ServiceName
 

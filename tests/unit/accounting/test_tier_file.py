@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from accounting.catalogue.tier_file import read
 from accounting.limits import LimitRule, Tier, TierLimit
 from accounting.quota import LimitKind, LimitScope, LimitWindow
-from accounting.tier_file import read
 
 
 def test_a_file_of_tiers(tmp_path: Path) -> None:

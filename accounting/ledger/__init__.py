@@ -1,0 +1,1 @@
+"""What was paid and is owed, in double entry."""

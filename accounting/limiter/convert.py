@@ -1,0 +1,144 @@
+"""Between the messages of `naru.api.accounting.v1.QuotaService` and accounting's own types."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from accounting import checks
+from accounting.catalogue.convert import KINDS_TO_PROTO, SCOPES_TO_PROTO, WINDOWS_TO_PROTO, unit_prices_to_proto
+from accounting.idempotency import Replay
+from accounting.limiter.outcome_convert import idempotency_from_proto
+from accounting.quota import (
+    Decision,
+    EventRef,
+    Grant,
+    LimitOverview,
+    LimitState,
+    Reservation,
+    Work,
+)
+from naru.api.accounting.v1 import limit_pb2, quota_service_pb2, usage_event_pb2
+from naru.api.common.v1 import principal_pb2
+from naru.context import RequestContext
+from naru.convert import (
+    duration_to_proto,
+    error_to_proto,
+    principal_from_proto,
+)
+from naru.errors import NaruError, invalid_argument
+from naru.identity import Principal
+
+_MICROS = 1_000_000
+
+
+def reservation_from_proto(message: quota_service_pb2.Reservation) -> Reservation | NaruError:
+    """What one request wants to take, or why it cannot be read."""
+    try:
+        if message.revision < 0:
+            raise invalid_argument("revision", "revision must be at least 0.")
+        return Reservation(
+            ref=checks.event_ref(message.event_id, message.attempt),
+            revision=message.revision,
+            work=work_from_proto(message, message.principal),
+            input_tokens=checks.tokens("input_tokens", message.input_tokens),
+            output_tokens=checks.tokens("output_tokens", message.output_tokens),
+            choices=checks.choices(message.choices),
+            client_address=checks.address(message.client_address),
+            idempotency=idempotency_from_proto(message),
+        )
+    except NaruError as error:
+        return error
+
+
+def refused_to_proto(message: quota_service_pb2.Reservation, error: NaruError) -> quota_service_pb2.ReserveResult:
+    """The answer to a reservation that cannot be read."""
+    return quota_service_pb2.ReserveResult(
+        event_id=message.event_id, attempt=message.attempt, refusal=error_to_proto(error)
+    )
+
+
+def decision_to_proto(decision: Decision) -> quota_service_pb2.ReserveResult:
+    """The answer to a reservation."""
+    result = quota_service_pb2.ReserveResult(
+        event_id=decision.ref.event_id,
+        attempt=decision.ref.attempt,
+        limits=[_limit_to_proto(state) for state in decision.limits],
+    )
+    match decision.outcome:
+        case Grant() as grant:
+            result.grant.lease_expire_time.CopyFrom(time_to_proto(grant.lease_expire_time))
+            result.grant.reserve_time.CopyFrom(time_to_proto(grant.reserve_time))
+            if grant.output_token_cap is not None:
+                result.grant.output_token_cap = grant.output_token_cap
+            if grant.prices is not None:
+                result.grant.prices.CopyFrom(unit_prices_to_proto(grant.prices))
+        case Replay() as replay:
+            result.replay.outcome = replay.outcome
+        case NaruError() as error:
+            result.refusal.CopyFrom(error_to_proto(error))
+    return result
+
+
+def ref_from_proto(message: quota_service_pb2.EventRef) -> EventRef | None:
+    """Which attempt it is; None for one that cannot exist."""
+    try:
+        return checks.event_ref(message.event_id, message.attempt)
+    except NaruError:
+        return None
+
+
+def renewal_to_proto(lease_expire_time: int | None) -> quota_service_pb2.RenewResult:
+    """The answer to a renewal."""
+    if lease_expire_time is None:
+        return quota_service_pb2.RenewResult(renewed=False)
+    return quota_service_pb2.RenewResult(renewed=True, lease_expire_time=time_to_proto(lease_expire_time))
+
+
+def time_to_proto(micros: int) -> Timestamp:
+    """A moment, from microseconds since the Unix epoch."""
+    seconds, rest = divmod(micros, _MICROS)
+    return Timestamp(seconds=seconds, nanos=rest * 1_000)
+
+
+def limits_asked_from_proto(
+    request: quota_service_pb2.GetLimitsRequest, asked: RequestContext
+) -> tuple[Principal, str, str]:
+    """Whose limits are asked for, from which address, and for which model."""
+    model = checks.clipped(request.model, checks.MAX_MODEL)
+    if asked.caller.principal is not None:
+        return asked.caller.principal, asked.client_address, model
+    who = checks.principal(principal_from_proto(request.principal))
+    return who, checks.address(request.client_address), model
+
+
+def overview_to_proto(overview: LimitOverview) -> quota_service_pb2.GetLimitsResponse:
+    """Where somebody's limits stand."""
+    return quota_service_pb2.GetLimitsResponse(
+        limits=[_limit_to_proto(state) for state in overview.limits], tier=overview.tier
+    )
+
+
+def _limit_to_proto(state: LimitState) -> limit_pb2.LimitState:
+    return limit_pb2.LimitState(
+        scope=SCOPES_TO_PROTO[state.limit.scope],
+        kind=KINDS_TO_PROTO[state.limit.kind],
+        window=WINDOWS_TO_PROTO[state.limit.window],
+        limit=state.limit.limit,
+        remaining=state.remaining,
+        reset_delay=None if state.reset_seconds is None else duration_to_proto(state.reset_seconds),
+        model=state.limit.model,
+        shadow=state.limit.shadow,
+    )
+
+
+def work_from_proto(
+    message: quota_service_pb2.Reservation | usage_event_pb2.UsageEvent, principal: principal_pb2.Principal
+) -> Work:
+    """Who used what. Raises NaruError INVALID_ARGUMENT."""
+    return Work(
+        principal=checks.principal(principal_from_proto(principal)),
+        requested_model=checks.clipped(message.requested_model, checks.MAX_MODEL),
+        served_model=checks.clipped(message.served_model, checks.MAX_MODEL),
+        endpoint=checks.clipped(message.endpoint, checks.MAX_ENDPOINT),
+        request_id=checks.clipped(message.request_id, checks.MAX_REQUEST_ID),
+    )

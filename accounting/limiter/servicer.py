@@ -1,0 +1,97 @@
+"""QuotaService over gRPC."""
+
+from __future__ import annotations
+
+import grpc
+
+from accounting import checks
+from accounting.limiter import convert
+from accounting.limiter.outcome_convert import outcome_from_proto
+from accounting.limiter.outcomes import Outcomes
+from accounting.limiter.reservations import Reservations
+from naru.api.accounting.v1 import quota_service_pb2, quota_service_pb2_grpc
+from naru.context import current
+from naru.errors import NaruError
+
+_MAX_RESERVATIONS = 256
+_MAX_RELEASES = 256
+_MAX_RENEWALS = 4_096
+
+
+class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
+    """Decides whether requests may be made.
+
+    Args:
+        reservations: Decides.
+        outcomes: Keeps what became of requests with an idempotency key.
+    """
+
+    def __init__(self, reservations: Reservations, outcomes: Outcomes) -> None:
+        self._reservations = reservations
+        self._outcomes = outcomes
+
+    async def Reserve(
+        self,
+        request: quota_service_pb2.ReserveRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.ReserveRequest, quota_service_pb2.ReserveResponse],
+    ) -> quota_service_pb2.ReserveResponse:
+        checks.batch("items", len(request.items), _MAX_RESERVATIONS)
+        read = [convert.reservation_from_proto(item) for item in request.items]
+        decisions = iter(await self._reservations.reserve([one for one in read if not isinstance(one, NaruError)]))
+        results = [
+            convert.refused_to_proto(item, one)
+            if isinstance(one, NaruError)
+            else convert.decision_to_proto(next(decisions))
+            for item, one in zip(request.items, read, strict=True)
+        ]
+        return quota_service_pb2.ReserveResponse(results=results)
+
+    async def Release(
+        self,
+        request: quota_service_pb2.ReleaseRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.ReleaseRequest, quota_service_pb2.ReleaseResponse],
+    ) -> quota_service_pb2.ReleaseResponse:
+        checks.batch("items", len(request.items), _MAX_RELEASES)
+        refs = [convert.ref_from_proto(item) for item in request.items]
+        released = iter(await self._reservations.release([ref for ref in refs if ref is not None]))
+        return quota_service_pb2.ReleaseResponse(
+            results=[quota_service_pb2.ReleaseResult(released=ref is not None and next(released)) for ref in refs]
+        )
+
+    async def Finish(
+        self,
+        request: quota_service_pb2.FinishRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.FinishRequest, quota_service_pb2.FinishResponse],
+    ) -> quota_service_pb2.FinishResponse:
+        checks.batch("items", len(request.items), _MAX_RENEWALS)
+        refs = [convert.ref_from_proto(item) for item in request.items]
+        await self._reservations.finish([ref for ref in refs if ref is not None])
+        return quota_service_pb2.FinishResponse()
+
+    async def Renew(
+        self,
+        request: quota_service_pb2.RenewRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.RenewRequest, quota_service_pb2.RenewResponse],
+    ) -> quota_service_pb2.RenewResponse:
+        checks.batch("items", len(request.items), _MAX_RENEWALS)
+        refs = [convert.ref_from_proto(item) for item in request.items]
+        leases = iter(await self._reservations.renew([ref for ref in refs if ref is not None]))
+        return quota_service_pb2.RenewResponse(
+            results=[convert.renewal_to_proto(None if ref is None else next(leases)) for ref in refs]
+        )
+
+    async def KeepOutcome(
+        self,
+        request: quota_service_pb2.KeepOutcomeRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.KeepOutcomeRequest, quota_service_pb2.KeepOutcomeResponse],
+    ) -> quota_service_pb2.KeepOutcomeResponse:
+        kept = await self._outcomes.keep(outcome_from_proto(request))
+        return quota_service_pb2.KeepOutcomeResponse(kept=kept)
+
+    async def GetLimits(
+        self,
+        request: quota_service_pb2.GetLimitsRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.GetLimitsRequest, quota_service_pb2.GetLimitsResponse],
+    ) -> quota_service_pb2.GetLimitsResponse:
+        whose = convert.limits_asked_from_proto(request, current())
+        return convert.overview_to_proto(await self._reservations.overview(*whose))

@@ -1,0 +1,1 @@
+"""What was used: recorded, summed up, asked for and forgotten."""
