@@ -55,11 +55,19 @@ test-faults: $(developed) $(default_model)/config.json ## Kill and restart real 
 
 .PHONY: chaos
 chaos: $(developed) ## Ten thousand streams while processes are killed at random, and whether the books hold (10 minutes)
-	$(bin)/python -m tests.support.chaos
+	$(bin)/python -m bench.chaos
+
+.PHONY: soak
+soak: $(developed) ## Two hundred thousand requests, and whether the services' memory stays flat
+	$(bin)/python -m bench.soak
 
 .PHONY: bench
 bench: $(developed) ## How much accounting carries on this machine
 	$(bin)/python -m bench.accounting
+
+.PHONY: bench-usage
+bench-usage: $(developed) ## How fast questions about usage are answered above ten million events (10 minutes, 6 GB of disk)
+	$(bin)/python -m bench.usage_questions
 
 .PHONY: compose-test
 compose-test: $(developed) ## Build the images, bring the compose file up, use it, break it (needs Docker)

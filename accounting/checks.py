@@ -5,15 +5,16 @@ from __future__ import annotations
 import ipaddress
 
 from accounting.quota import MAX_ATTEMPT, MAX_TOKENS, EventRef
-from accounting.settlement import Evidence
 from naru.errors import NaruError, Reason, invalid_argument
 from naru.identity import Principal, ServiceName
 from naru.ids import is_uuid
+from naru.usage import Evidence
 
 MAX_ID = 64
 MAX_MODEL = 512
 MAX_ENDPOINT = 128
 MAX_REQUEST_ID = 128
+MAX_FINISH_REASON = 32
 _REPORTERS = {
     Evidence.ACCEPTED: ServiceName.INFERENCE,
     Evidence.FINAL: ServiceName.INFERENCE,
@@ -34,8 +35,15 @@ def principal(given: Principal) -> Principal:
     """A principal that somebody can be billed by."""
     if not given.workspace_id:
         raise invalid_argument("principal.workspace_id", "principal.workspace_id must be set.")
-    for name in ("workspace_id", "key_id", "user_id", "service_account", "tier"):
-        text(f"principal.{name}", getattr(given, name))
+    for name, value in (
+        ("workspace_id", given.workspace_id),
+        ("key_id", given.key_id),
+        ("user_id", given.user_id),
+        ("service_account", given.service_account),
+        ("tier", given.tier),
+    ):
+        if len(value) > MAX_ID or "\0" in value:
+            text(f"principal.{name}", value)
     return given
 
 
@@ -54,7 +62,7 @@ def clipped(value: str, most: int) -> str:
 def address(value: str) -> str:
     """An IP address in its one form; empty for what is none: nobody is refused for where they seem to come from."""
     try:
-        return str(ipaddress.ip_address(value))
+        return str(ipaddress.ip_address(value)) if value else ""
     except ValueError:
         return ""
 

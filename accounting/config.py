@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 from zoneinfo import ZoneInfo
 
+from naru import currencies
 from naru.config import ServiceConfig, setting
 
 _POLICIES = ("closed", "open")
@@ -40,7 +40,6 @@ class AccountingConfig(ServiceConfig):
         90.0,
         "Seconds for which an emptied Redis counts as lost; less than 61 may let a minute's limit be exceeded once.",
     )
-    lease_seconds: float = setting(60.0, "Seconds that a reservation lives without being renewed.")
     hard_lifetime_seconds: float = setting(3_600.0, "Seconds that a reservation lives at most.")
     outcome_key: str | None = setting(
         None,
@@ -52,7 +51,8 @@ class AccountingConfig(ServiceConfig):
         None, "TOML file of tiers, which replace others of the same name and cannot be changed at run time."
     )
     currency: str = setting(
-        "USD", "Code of the currency that every price, cost and limit on cost is in: three capital letters."
+        "USD",
+        "Currency that every price, cost and limit on cost is in, by its code in ISO 4217; XXX for a unit of your own.",
     )
     time_zone: str = setting("UTC", "IANA name of the zone whose calendar limits per day and month follow.")
     unpriced_models: str = setting(
@@ -67,17 +67,16 @@ class AccountingConfig(ServiceConfig):
         """Raises ValueError for a value that makes no sense."""
         if self.redis_lost_policy not in _POLICIES:
             raise ValueError(f"NARU_ACCOUNTING_REDIS_LOST_POLICY must be one of {', '.join(_POLICIES)}")
-        if not 0 < self.lease_seconds <= self.hard_lifetime_seconds <= 7 * 86_400:
+        if not self.lease_seconds <= self.hard_lifetime_seconds <= 7 * 86_400:
             raise ValueError(
-                "NARU_ACCOUNTING_LEASE_SECONDS must be above 0 and at most NARU_ACCOUNTING_HARD_LIFETIME_SECONDS,"
-                " which must be at most a week"
+                "NARU_LEASE_SECONDS must be at most NARU_ACCOUNTING_HARD_LIFETIME_SECONDS, which must be at most a week"
             )
         if not 0 <= self.recovery_seconds <= 86_400:
             raise ValueError("NARU_ACCOUNTING_RECOVERY_SECONDS must be from 0 to 86400")
         if self.outcome_key is not None and len(self.outcome_key) < _SECRET_CHARACTERS:
             raise ValueError(f"NARU_ACCOUNTING_OUTCOME_KEY must have at least {_SECRET_CHARACTERS} characters")
-        if not re.fullmatch("[A-Z]{3}", self.currency):
-            raise ValueError("NARU_ACCOUNTING_CURRENCY must be three capital letters, such as USD")
+        if self.currency not in currencies.CODES:
+            raise ValueError("NARU_ACCOUNTING_CURRENCY must be a code of ISO 4217, such as USD, or XXX")
         if not _is_zone(self.time_zone):
             raise ValueError("NARU_ACCOUNTING_TIME_ZONE must be the name of a time zone, such as Asia/Seoul")
         if self.unpriced_models not in _UNPRICED:

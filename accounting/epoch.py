@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from zoneinfo import ZoneInfo
 
 from accounting import calendar
@@ -12,11 +12,14 @@ from accounting.catalogue.keeper import CatalogueKeeper
 from accounting.limiter.limiter import MICROS, Booked, Epoch, Limiter
 from accounting.limits import LimitRule
 from accounting.quota import BUCKETS, Limit, LimitKind, LimitWindow
-from accounting.usage.store import BookedUsage, UsageStore
+from accounting.usage.recovery_store import BookedAttempt, BookedMoment, BookedUsage, RecoveryStore
+from accounting.usage.store import UsageStore
 from naru.logs import Logger
 
 # So wide that all of time since the Unix epoch is in one bucket.
 _AGES = 10**11
+_PART = 1_000
+_CLOCKS_APART_SECONDS = 60.0
 
 
 class EpochKeeper:
@@ -34,6 +37,7 @@ class EpochKeeper:
         *,
         limiter: Limiter,
         store: UsageStore,
+        recovery_store: RecoveryStore,
         catalogue: CatalogueKeeper,
         logger: Logger,
         recovery_seconds: float,
@@ -42,6 +46,7 @@ class EpochKeeper:
     ) -> None:
         self._limiter = limiter
         self._store = store
+        self._recovery_store = recovery_store
         self._catalogue = catalogue
         self._logger = logger
         self._recovery_seconds = recovery_seconds
@@ -49,7 +54,13 @@ class EpochKeeper:
         self._new_id = new_id
         self._noted: str | None = None
         self._loaded: str | None = None
+        self._recovering = True
         self._lifetimes: frozenset[tuple[str, str, LimitRule]] = frozenset()
+
+    @property
+    def recovering(self) -> bool:
+        """Whether what the limiter counts is not all there was yet, as far as this process knows."""
+        return self._recovering
 
     async def check(self) -> None:
         """Begins an epoch if there is none, and sees its recovery through.
@@ -62,74 +73,106 @@ class EpochKeeper:
         epoch = await self._limiter.begin_epoch(self._new_id(), recovery_seconds)
         if epoch.began and self._noted is not None:
             self._logger.error("Redis was emptied: limits begin anew", recovery_seconds=recovery_seconds)
-        if self._noted == epoch.epoch_id:
-            return
-        if self._noted is not None and not await self._recover(epoch):
-            return
-        await self._store.note_epoch(epoch.epoch_id)
-        self._noted = epoch.epoch_id
+        self._recovering = self._noted != epoch.epoch_id
+        if self._recovering and (self._noted is None or await self._recover(epoch)):
+            await self._store.note_epoch(epoch.epoch_id)
+            self._noted, self._recovering = epoch.epoch_id, False
 
     async def reconcile(self) -> None:
-        """Lets what is counted for all time be no less than SQL knows of.
+        """Lets what is counted for all time be no less than SQL knows of, unless a recovery sees to it.
 
         The limiter learns so of what was used before such a limit was made, and of what it was never told because it had
         forgotten the reservation. Raises NaruError SERVICE_UNAVAILABLE when Redis or the database is away.
         """
+        if self._recovering:
+            return
         rules = self._catalogue.current.lifetime_rules()
-        if rules != self._lifetimes:
-            await self._load_window(LimitWindow.TOTAL, 0, _AGES)
-            self._lifetimes = rules
-        await self._load_credit()
-
-    async def _load_credit(self) -> None:
-        accounts = await self._store.prepaid()
-        await self._load_all(
-            [Booked(credit_limit(one.workspace_id, 0), 0, one.used) for one in accounts if one.used > 0]
-        )
+        async with self._recovery_store.moment() as moment:
+            booked = await self._credit(moment)
+            if rules != self._lifetimes:
+                booked += await self._window(moment, LimitWindow.TOTAL, 0, _AGES)
+        await _in_parts(self._limiter.load, booked)
+        self._lifetimes = rules
 
     async def _recover(self, epoch: Epoch) -> bool:
         """Loads the windows when the recovery is first seen and again when it is over, and tells whether it is.
 
-        What ran when Redis was emptied is reported meanwhile. An epoch is noted only after that, so a replica that dies
-        before is followed by another; that both load changes nothing.
+        What ran when Redis was emptied is restored or reported meanwhile. An epoch is noted only after that, so a replica that
+        dies before is followed by another; that both load changes nothing.
         """
         over = epoch.now >= epoch.open_time
         if over or self._loaded != epoch.epoch_id:
-            await self._load(epoch)
+            await _in_parts(self._limiter.recover, await self._booked(epoch))
             self._loaded = epoch.epoch_id
+        if over:
+            await self._limiter.recovered()
         return over
 
-    async def _load(self, epoch: Epoch) -> None:
-        """Puts what SQL knows into the windows; those of a minute are over by the time that reservations are taken."""
+    async def _booked(self, epoch: Epoch) -> list[Booked]:
+        """What SQL alone knows of windows; those of a minute are over by the time that reservations are taken.
+
+        What the limiter knows of as well counts there by what it holds, or has settled: it is left out here. That was
+        restored, or reserved, since the epoch began, so it was not settled before.
+        """
         hour = LimitWindow.HOUR.bucket_seconds
         oldest = epoch.now // (hour * MICROS) - BUCKETS
-        await self._load_window(LimitWindow.HOUR, oldest * hour * MICROS, hour)
-        for window in (LimitWindow.DAY, LimitWindow.MONTH):
-            _, begin, _, _ = calendar.periods(window, epoch.now, self._zone)
-            await self._load_window(window, begin, _AGES)
-        if self._catalogue.current.lifetime_rules():
-            await self._load_window(LimitWindow.TOTAL, 0, _AGES)
-        await self._load_credit()
+        began = epoch.open_time - round((self._recovery_seconds + _CLOCKS_APART_SECONDS) * MICROS)
+        async with self._recovery_store.moment() as moment:
+            known = await self._known(await moment.changed_since(began))
+            booked = await self._window(moment, LimitWindow.HOUR, oldest * hour * MICROS, hour, known)
+            for window in (LimitWindow.DAY, LimitWindow.MONTH):
+                _, begin, _, _ = calendar.periods(window, epoch.now, self._zone)
+                booked += await self._window(moment, window, begin, _AGES, known)
+            if self._catalogue.current.lifetime_rules():
+                booked += await self._window(moment, LimitWindow.TOTAL, 0, _AGES, known)
+            return booked + await self._credit(moment, known)
 
-    async def _load_window(self, window: LimitWindow, since: int, bucket_seconds: int) -> None:
+    async def _known(self, attempts: Sequence[BookedAttempt]) -> list[BookedAttempt]:
+        """Those of the attempts that the limiter knows of."""
+        known: list[BookedAttempt] = []
+        for start in range(0, len(attempts), _PART):
+            part = attempts[start : start + _PART]
+            found = await self._limiter.look_up([one.ref for one in part])
+            known += [one for one, reservation in zip(part, found, strict=True) if reservation.at_all]
+        return known
+
+    async def _credit(self, moment: BookedMoment, known: Sequence[BookedAttempt] = ()) -> list[Booked]:
+        counted = Counter[str]()
+        for one in known:
+            counted[one.principal.workspace_id] += one.cost if one.settled else 0
+        return [
+            Booked(credit_limit(one.workspace_id, 0), 0, one.counted - counted[one.workspace_id])
+            for one in await moment.prepaid()
+            if one.counted > 0
+        ]
+
+    async def _window(
+        self,
+        moment: BookedMoment,
+        window: LimitWindow,
+        since: int,
+        bucket_seconds: int,
+        known: Sequence[BookedAttempt] = (),
+    ) -> list[Booked]:
         catalogue = self._catalogue.current
         amounts: Counter[tuple[Limit, int]] = Counter()
-        for booked in await self._store.booked_since(since, bucket_seconds):
-            # Neither height nor manner is part of what a limit counts: two limits on the same thing count together.
-            counted = {
-                Limit(limit.scope, limit.scope_id, limit.kind, window, 0, limit.model)
-                for limit in catalogue.limits(booked.principal, model=booked.model)
-                if limit.window is window
-            }
-            for limit in counted:
+        less = [one.less(bucket_seconds) for one in known if one.reserve_time >= since]
+        if window is LimitWindow.HOUR:
+            used = await moment.since(since, bucket_seconds)
+        else:
+            # Single events may be too many, or gone; the sums of them know no tiers.
+            used = await moment.summed_since(since)
+            if catalogue.counts_tiers(window):
+                used += await moment.of_tiers_since(since)
+        for booked in [*used, *less]:
+            for limit in catalogue.counted(booked.principal, booked.model, window):
                 amounts[limit, booked.bucket] += _amount(limit.kind, booked)
-        await self._load_all(
-            [Booked(limit, bucket, amount) for (limit, bucket), amount in amounts.items() if amount > 0]
-        )
+        return [Booked(limit, bucket, amount) for (limit, bucket), amount in amounts.items()]
 
-    async def _load_all(self, loaded: Sequence[Booked]) -> None:
-        for start in range(0, len(loaded), 1_000):
-            await self._limiter.load(loaded[start : start + 1_000])
+
+async def _in_parts(put: Callable[[Sequence[Booked]], Awaitable[None]], booked: Sequence[Booked]) -> None:
+    for start in range(0, len(booked), _PART):
+        await put(booked[start : start + _PART])
 
 
 def _amount(kind: LimitKind, booked: BookedUsage) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from accounting.quota import Limit, LimitKind, LimitScope, LimitWindow
 from naru.errors import NaruError, invalid_argument
@@ -63,7 +63,11 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit of one subject. Times in microseconds since the Unix epoch."""
+    """A limit of one subject. Times in microseconds since the Unix epoch.
+
+    Attributes:
+        wish: A digest of what the request that made it asked for, whatever became of it since.
+    """
 
     budget_id: str
     scope: LimitScope
@@ -72,6 +76,7 @@ class Budget:
     description: str = ""
     create_time: int = 0
     update_time: int = 0
+    wish: str = field(default="", compare=False)
 
 
 def subjects(principal: Principal, client_address: str) -> dict[LimitScope, str]:

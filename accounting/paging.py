@@ -1,10 +1,11 @@
-"""Pages of tiers, budgets and prices: tokens that name the last row of the page before, pure."""
+"""Pages of lists: tokens that name the last row of the page before, pure."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 
 from naru.errors import NaruError, invalid_argument
@@ -52,7 +53,8 @@ def _fits(value: object, kind: type) -> bool:
     """Whether every database takes the value: a token comes from outside."""
     if kind is int:
         return type(value) is int and 0 <= value <= _INTEGER_MAX
-    return isinstance(value, str) and len(value) <= _CHARACTERS_MAX and value.isprintable()
+    # A lone surrogate is a text in JSON and in Python, and in no database.
+    return isinstance(value, str) and len(value) <= _CHARACTERS_MAX and not re.search("[\0\ud800-\udfff]", value)
 
 
 def _digest(filters: Sequence[object]) -> str:

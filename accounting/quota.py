@@ -113,6 +113,22 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningRequest:
+    """A request that runs already, with what it reserved since a time (microseconds since the Unix epoch; 0: unknown)."""
+
+    reservation: Reservation
+    reserve_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """When a lease ends now (microseconds); None when it does not go on, since it is `unknown`, or closed."""
+
+    lease_expire_time: int | None
+    unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LimitState:
     """Where a limit stands; `reset_seconds` bounds the time until all of it is free if nothing more is taken; None: never."""
 

@@ -4,35 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
 from accounting.quota import EventRef, Work
-from naru.usage import Usage
-
-
-class Evidence(IntEnum):
-    """How good a report is; its rank. Better evidence replaces worse, equal or worse changes nothing."""
-
-    NONE = 0
-    ACCEPTED = 1
-    DELIVERED = 2
-    FINAL = 3
-
-
-class Accuracy(StrEnum):
-    """How exact figures are."""
-
-    EXACT = "exact"
-    REPORTED = "reported"
-    ESTIMATED = "estimated"
-
-
-class Outcome(StrEnum):
-    """How a request ended."""
-
-    COMPLETED = "completed"
-    ABORTED = "aborted"
-    FAILED = "failed"
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 
 
 class RecordStatus(StrEnum):

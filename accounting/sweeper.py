@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from accounting.epoch import EpochKeeper
+from accounting.ledger.balance_keeper import BalanceKeeper
 from accounting.limiter.limiter import MICROS, Limiter
 from accounting.settlement import nothing_reported
 from accounting.usage.recording import Recorder
@@ -37,6 +38,7 @@ class Sweeper:
         limiter: Limiter,
         recorder: Recorder,
         epochs: EpochKeeper,
+        balances: BalanceKeeper,
         clock: Clock,
         logger: Logger,
         metrics: Metrics,
@@ -47,6 +49,7 @@ class Sweeper:
         self._limiter = limiter
         self._recorder = recorder
         self._epochs = epochs
+        self._balances = balances
         self._clock = clock
         self._logger = logger
         self._lease_seconds = lease_seconds
@@ -58,12 +61,15 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweeps for ever."""
+        # Renewals get through from now on: those that were missed while the service was away are waited for.
+        self._patient_since = self._clock.monotonic()
         while True:
             await self.sweep()
             await asyncio.sleep(self._interval)
 
     async def sweep(self) -> None:
         """One round. Steps that fail because something is away are tried again in the next."""
+        await self._attempt("backlog", self._recorder.measure_outbox)
         if not await self._attempt("epoch", self._epochs.check):
             # Renewals do not get through either, unless it is the database that is away.
             self._patient_since = self._clock.monotonic()
@@ -76,6 +82,8 @@ class Sweeper:
         if self._reconciled is None or now - self._reconciled >= _RECONCILE_SECONDS:
             self._reconciled = now
             await self._attempt("lifetimes", self._epochs.reconcile)
+            if not self._epochs.recovering:
+                await self._attempt("balances", self._balances.reconcile)
 
     async def _expire_leases(self) -> None:
         while True:

@@ -47,9 +47,6 @@ usage_events = sa.Table(
     sa.Column("cost", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     # Empty: no price was set.
     sa.Column("price_id", sa.String(36), nullable=False, server_default=""),
-    # What `usage_hours` has of it, by accounting.counting.RollState; 0 from every change on until it was looked at again.
-    sa.Column("roll_state", sa.SmallInteger, nullable=False, server_default=sa.text("0")),
-    # A later attempt counts instead.
     sa.Index(None, "reserve_time"),
     sa.Index(None, "key_id", "reserve_time"),
     sa.Index(None, "workspace_id", "reserve_time"),
@@ -60,13 +57,6 @@ sa.Index(
     sqlite_where=usage_events.c.settled_time.is_(None),
     postgresql_where=usage_events.c.settled_time.is_(None),
 )
-sa.Index(
-    "ix_usage_events_unrolled",
-    usage_events.c.reserve_time,
-    sqlite_where=sa.text("roll_state = 0"),
-    postgresql_where=sa.text("roll_state = 0"),
-)
-
 # What better evidence changed in figures that counted already: the difference, booked in the original time.
 usage_corrections = sa.Table(
     "usage_corrections",
@@ -98,6 +88,20 @@ settlement_outbox = sa.Table(
     sa.Index(None, "create_time"),
 )
 
+_ENGINE_FIGURES = ("requests", "prompt_tokens", "cached_prompt_tokens", "completion_tokens")
+
+# What the engine of each run of a replica counted itself, as it last told, and what was pruned of its exact events.
+engine_counters = sa.Table(
+    "engine_counters",
+    metadata,
+    sa.Column("replica", sa.String(128), primary_key=True),
+    sa.Column("epoch", sa.String(128), primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in _ENGINE_FIGURES),
+    sa.Column("closed", sa.Boolean, nullable=False),
+    sa.Column("update_time", sa.BigInteger, nullable=False),
+    *(sa.Column(f"pruned_{name}", sa.BigInteger, nullable=False) for name in _ENGINE_FIGURES),
+)
+
 request_log = sa.Table(
     "request_log",
     metadata,
@@ -118,6 +122,7 @@ request_log = sa.Table(
     sa.Column("response_bytes", sa.BigInteger, nullable=False),
     sa.Column("stream", sa.Boolean, nullable=False),
     sa.Column("trace_id", sa.String(32), nullable=False),
+    sa.Column("finish_reason", sa.String(32), nullable=False, server_default=""),
     sa.Index(None, "start_time"),
     sa.Index(None, "key_id", "start_time"),
     sa.Index(None, "workspace_id", "start_time"),
@@ -153,7 +158,7 @@ def _sums() -> list[sa.Column[Any]]:
     ]
 
 
-# Sums of usage that counts, kept for good. What is used is these, what is not rolled yet, and what is to be reversed.
+# Sums of usage that counts, kept for good. What was used is these and the changes that are not added to them yet.
 usage_hours = sa.Table(
     "usage_hours",
     metadata,
@@ -179,11 +184,11 @@ usage_days = sa.Table(
     sa.Index(None, "workspace_id", "day"),
 )
 
-# Figures of events that changed after they were added to these sums, as they were then: to be taken off again.
-usage_reversals = sa.Table(
-    "usage_reversals",
+# What has to be added to these sums, some of it negative: written by whoever changes what counts, in the same transaction.
+usage_changes = sa.Table(
+    "usage_changes",
     metadata,
-    sa.Column("reversal_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("change_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
     *_bucket("hour"),
     *_sums(),
 )
@@ -233,6 +238,8 @@ budgets = sa.Table(
     sa.Column("description", sa.String(200), nullable=False),
     sa.Column("create_time", sa.BigInteger, nullable=False),
     sa.Column("update_time", sa.BigInteger, nullable=False),
+    # A digest of what the request that made it asked for.
+    sa.Column("wish", sa.String(64), nullable=False, server_default=""),
     sa.Index(None, "create_time", "budget_id"),
     sa.Index(None, "scope", "scope_id"),
 )
@@ -300,4 +307,5 @@ ledger_accounts = sa.Table(
     sa.Column("credited", sa.BigInteger, nullable=False),
     sa.Column("used", sa.BigInteger, nullable=False),
     sa.Column("overdraft", sa.BigInteger),
+    sa.Column("lowered", sa.BigInteger, nullable=False, server_default="0"),
 )

@@ -117,6 +117,19 @@ class Reservation:
     request_id: str
     idempotency: Idempotency | None = None
 
+    @property
+    def event(self) -> EventRef:
+        """The attempt it is for."""
+        return EventRef(self.event_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldReservation:
+    """A reservation that was granted at `reserve_time`, in seconds since the epoch; 0: it is not known when."""
+
+    reservation: Reservation
+    reserve_time: float
+
 
 @dataclass(frozen=True, slots=True)
 class ReserveResult:
@@ -124,6 +137,7 @@ class ReserveResult:
 
     Attributes:
         replay: The outcome of the same request, which was made before.
+        reserve_time: When it was granted, in seconds since the epoch; 0: nobody was asked.
         prices: What it will cost; None when nobody set a price for the model.
         limits: Tightest first.
     """
@@ -133,6 +147,7 @@ class ReserveResult:
     output_token_cap: int | None = None
     prices: UnitPrices | None = None
     limits: tuple[LimitState, ...] = ()
+    reserve_time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +168,4 @@ class RequestRecord:
     response_bytes: int
     stream: bool
     trace_id: str
+    finish_reason: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from edge.accounts import EventRef, KeptOutcome, OutcomeFate, Reservation, ReserveResult
+from edge.accounts import EventRef, HeldReservation, KeptOutcome, OutcomeFate, Reservation, ReserveResult
 from edge.generation import (
     Accepted,
     Delta,
@@ -129,6 +129,7 @@ class Generation:
             deltas = [event for event in events if isinstance(event, Delta)]
             if deltas:
                 self._began = True
+                self._note_end(deltas)
             if deltas or not events:
                 yield deltas
             if finished is not None:
@@ -177,6 +178,11 @@ class Generation:
             if events:
                 return events
 
+    def _note_end(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            if delta.finish_reason:
+                self._progress.finish_reason = delta.finish_reason
+
     def _finish(self, finished: Finished) -> None:
         self._progress.usage = finished.usage
         if finished.error is not None:
@@ -188,12 +194,13 @@ class Generation:
         # Said before asking: a call that was cancelled or lost may have taken capacity all the same.
         self._reserved = self._holds_key = True
         started = self._clock.monotonic()
-        result = await self._ask_quota()
+        reservation = self._reservation()
+        result = await self._ask_quota(reservation)
         if result.refusal is not None and result.refusal.reason is Reason.CONCURRENCY_LIMIT_EXCEEDED:
             # A place is free once accounting heard that its request has ended, a moment after the answer: a client that sends
             # one request after the other is not refused for being quick.
             await asyncio.sleep(_ENDING_SECONDS)
-            result = await self._ask_quota()
+            result = await self._ask_quota(reservation)
         self._progress.reserve_seconds += self._clock.monotonic() - started
         self._progress.limits = result.limits or self._progress.limits
         if result.replay is not None:
@@ -206,27 +213,29 @@ class Generation:
             raise result.refusal
         self._cap = result.output_token_cap
         self._progress.prices = result.prices
-        self._leases.hold(self._event)
+        self._leases.hold(HeldReservation(reservation, result.reserve_time))
 
-    async def _ask_quota(self) -> ReserveResult:
+    def _reservation(self) -> Reservation:
+        call = self._call
+        return Reservation(
+            event_id=self._event.event_id,
+            attempt=self._event.attempt,
+            revision=self._revision,
+            principal=call.principal,
+            client_address=call.client_address,
+            requested_model=call.requested_model,
+            served_model=self._served,
+            endpoint=call.endpoint,
+            input_tokens=self._input_tokens,
+            output_tokens=call.output_tokens,
+            choices=call.choices,
+            request_id=call.request_id,
+            idempotency=call.idempotency,
+        )
+
+    async def _ask_quota(self, reservation: Reservation) -> ReserveResult:
         try:
-            return await self._quota.reserve(
-                Reservation(
-                    event_id=self._event.event_id,
-                    attempt=self._event.attempt,
-                    revision=self._revision,
-                    principal=self._call.principal,
-                    client_address=self._call.client_address,
-                    requested_model=self._call.requested_model,
-                    served_model=self._served,
-                    endpoint=self._call.endpoint,
-                    input_tokens=self._input_tokens,
-                    output_tokens=self._call.output_tokens,
-                    choices=self._call.choices,
-                    request_id=self._call.request_id,
-                    idempotency=self._call.idempotency,
-                )
-            )
+            return await self._quota.reserve(reservation)
         except NaruError as error:
             if error.reason is not Reason.SERVICE_UNAVAILABLE or not self._policy.admit_without_accounting:
                 raise

@@ -68,7 +68,7 @@ def connect(
     for shipper in (usage.evidence, usage.requests, quota.releases, quota.outcomes):
         stack.push_async_callback(shipper.flush)
     stack.push_async_callback(background.close)
-    leases = Leases(quota)
+    leases = Leases(quota, interval=config.lease_seconds / 3)
     watcher = BrokenRequests(usage.evidence.put, quota)
     sessions = tuple(
         _session(config, InferenceClient(address, opened), watcher, background) for address, opened in inference.items()

@@ -10,11 +10,12 @@ from typing import Any
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from edge.accounts import EventRef, KeptOutcome, RequestRecord, Reservation, ReserveResult
+from edge.accounts import EventRef, HeldReservation, KeptOutcome, RequestRecord, Reservation, ReserveResult
 from edge.coalescing import Coalescer, Shipper
 from edge.convert import (
     broken_to_usage_event,
     event_ref_to_proto,
+    held_to_proto,
     model_from_proto,
     outcome_to_proto,
     record_to_proto,
@@ -134,12 +135,21 @@ class QuotaClient:
         """Tells what became of a request with an idempotency key, in the background."""
         self.outcomes.put(kept)
 
-    async def renew(self, events: Sequence[EventRef]) -> None:
-        """Extends the leases of `events`. Raises NaruError."""
+    async def renew(self, events: Sequence[EventRef]) -> list[EventRef]:
+        """Extends the leases of `events`; returns those that nothing is known of. Raises NaruError."""
+        unknown: list[EventRef] = []
         for start in range(0, len(events), 4096):
-            items = [event_ref_to_proto(event) for event in events[start : start + 4096]]
-            request = quota_service_pb2.RenewRequest(items=items)
-            await self._client.call(self._stub.Renew, request, timeout=_TIMEOUT)
+            part = events[start : start + 4096]
+            request = quota_service_pb2.RenewRequest(items=[event_ref_to_proto(event) for event in part])
+            response = await self._client.call(self._stub.Renew, request, timeout=_TIMEOUT)
+            unknown += [event for event, result in zip(part, response.results, strict=False) if result.unknown]
+        return unknown
+
+    async def restore(self, held: Sequence[HeldReservation]) -> None:
+        """Says what requests hold that nothing is known of. Raises NaruError."""
+        for start in range(0, len(held), 256):
+            request = quota_service_pb2.RestoreRequest(items=map(held_to_proto, held[start : start + 256]))
+            await self._client.call(self._stub.Restore, request, timeout=_TIMEOUT)
 
     async def _reserve(self, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:
         request = quota_service_pb2.ReserveRequest(items=[reservation_to_proto(item) for item in reservations])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edge.accounts import (
     EventRef,
+    HeldReservation,
     KeptOutcome,
     LimitKind,
     LimitScope,
@@ -189,6 +190,14 @@ def reservation_to_proto(reservation: Reservation) -> quota_service_pb2.Reservat
     )
 
 
+def held_to_proto(held: HeldReservation) -> quota_service_pb2.RunningRequest:
+    """What a request holds, on the wire."""
+    return quota_service_pb2.RunningRequest(
+        reservation=reservation_to_proto(held.reservation),
+        reserve_time=timestamp_to_proto(held.reserve_time) if held.reserve_time else None,
+    )
+
+
 def reserve_result_from_proto(message: quota_service_pb2.ReserveResult) -> ReserveResult:
     """The decision on a reservation."""
     grant = message.grant
@@ -199,6 +208,7 @@ def reserve_result_from_proto(message: quota_service_pb2.ReserveResult) -> Reser
         prices=_prices(grant.prices) if grant.HasField("prices") else None,
         # A kind this build does not know has no header either.
         limits=tuple(_limit_state(state) for state in message.limits if state.kind in _KINDS),
+        reserve_time=timestamp_from_proto(grant.reserve_time) if grant.HasField("reserve_time") else 0.0,
     )
 
 
@@ -277,6 +287,7 @@ def record_to_proto(record: RequestRecord) -> usage_event_pb2.RequestRecord:
         response_bytes=record.response_bytes,
         stream=record.stream,
         trace_id=record.trace_id,
+        finish_reason=record.finish_reason,
     )
     if record.principal is not None:
         message.principal.CopyFrom(principal_to_proto(record.principal))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from edge.accounts import EventRef
+from edge.accounts import EventRef, HeldReservation
 from edge.generation import BrokenGeneration, GenerationRequest
 from edge.ports import Quota
 from naru.errors import NaruError
@@ -15,20 +15,25 @@ _log = get_logger(__name__)
 
 
 class Leases:
-    """Keeps the leases of requests alive that no replica has accepted yet; from then on the replica does."""
+    """Keeps the leases of requests alive that no replica has accepted yet; from then on the replica does.
 
-    def __init__(self, quota: Quota, *, interval: float = 20.0) -> None:
+    Args:
+        quota: Who is asked.
+        interval: Seconds between renewals.
+    """
+
+    def __init__(self, quota: Quota, *, interval: float) -> None:
         self._quota = quota
         self._interval = interval
-        self._held: set[EventRef] = set()
+        self._held: dict[EventRef, HeldReservation] = {}
 
-    def hold(self, event: EventRef) -> None:
+    def hold(self, held: HeldReservation) -> None:
         """Renews from now on."""
-        self._held.add(event)
+        self._held[held.reservation.event] = held
 
     def drop(self, event: EventRef) -> None:
         """Renews no more."""
-        self._held.discard(event)
+        self._held.pop(event, None)
 
     async def run(self) -> None:
         """Renews for ever; a service keeps this running in the background."""
@@ -36,9 +41,16 @@ class Leases:
             await asyncio.sleep(self._interval)
             if self._held:
                 try:
-                    await self._quota.renew(tuple(self._held))
+                    await self._renew()
                 except NaruError as error:
                     _log.warning("cannot renew leases", number=len(self._held), error=error.message)
+
+    async def _renew(self) -> None:
+        unknown = await self._quota.renew(tuple(self._held))
+        waiting = [self._held[event] for event in unknown if event in self._held]
+        if waiting:
+            _log.warning("accounting lost reservations", number=len(waiting))
+            await self._quota.restore(waiting)
 
 
 class BrokenRequests:

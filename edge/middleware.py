@@ -264,4 +264,5 @@ def _record(exchange: Exchange, duration: float) -> RequestRecord:
         response_bytes=exchange.response_bytes,
         stream=exchange.stream,
         trace_id=exchange.trace_id,
+        finish_reason=exchange.progress.finish_reason,
     )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edge.accounts import EventRef, Idempotency, KeptOutcome, LimitState, Reservation, ReserveResult
+from edge.accounts import EventRef, HeldReservation, Idempotency, KeptOutcome, LimitState, Reservation, ReserveResult
 from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel
 from naru.identity import Principal
 from naru.pricing import UnitPrices
@@ -35,8 +35,11 @@ class Quota(Protocol):
     def keep(self, kept: KeptOutcome) -> None:
         """Tells what became of a request with an idempotency key; does not wait."""
 
-    async def renew(self, events: Sequence[EventRef]) -> None:
-        """Extends leases by 60 seconds. Raises NaruError."""
+    async def renew(self, events: Sequence[EventRef]) -> list[EventRef]:
+        """Extends leases by 60 seconds; returns the events that nothing is known of. Raises NaruError."""
+
+    async def restore(self, held: Sequence[HeldReservation]) -> None:
+        """Says what requests hold that nothing is known of. Raises NaruError."""
 
 
 class Replicas(Protocol):
@@ -89,6 +92,7 @@ class Progress:
         reserve_seconds: Time the reservation took.
         limits: Where the caller's limits stand, tightest first.
         prices: What the model costs; None when nobody set a price for it.
+        finish_reason: Why the choice that ended last did; empty: none did so far.
     """
 
     event_id: str = ""
@@ -97,6 +101,7 @@ class Progress:
     limits: tuple[LimitState, ...] = ()
     prices: UnitPrices | None = None
     usage: Usage = field(default_factory=Usage)
+    finish_reason: str = ""
 
     @property
     def cost(self) -> int | None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import islice
 from typing import Protocol
 
 from inference.engine import EngineRequest, InputKind
-from inference.events import EventKey, GenerationOrder, UsageEvent
+from inference.events import EngineReport, EventKey, GenerationOrder, UsageEvent
 from inference.metrics import InferenceMetrics
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, prompts, read_body
 from naru.errors import NaruError
 from naru.logs import Logger
 
-RENEW_INTERVAL = 20.0
-"""Seconds between renewals; a lease is 60."""
-
 _RENEW_RETRY = 2.0
 _RENEW_LIMIT = 4096
+_RESTORE_LIMIT = 256
 _RELEASE_TRIES = 3
 _COMPLETION_DEFAULT = 16
 
@@ -40,6 +39,29 @@ class Need:
     choices: int = 1
 
 
+class Renewal(Enum):
+    """What became of a lease: it goes on, it is closed, or accounting knows nothing of the reservation."""
+
+    RENEWED = "renewed"
+    CLOSED = "closed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRequest:
+    """A request that the engine has had since `accept_time`, in seconds since the epoch."""
+
+    order: GenerationOrder
+    served_model: str
+    prompt_tokens: int
+    choices: int
+    accept_time: float
+
+    def need(self) -> Need:
+        """What it holds of the limits: its prompt is known exactly, what it may generate is what it was granted."""
+        return replace(estimate(self.order.request), input_tokens=self.prompt_tokens, choices=self.choices)
+
+
 class Accounting(Protocol):
     """What inference asks of accounting. Each call raises NaruError when accounting cannot be asked."""
 
@@ -52,11 +74,17 @@ class Accounting(Protocol):
     async def finish(self, keys: Sequence[EventKey]) -> None:
         """Says that requests have ended, so that their places in flight are free. At most 4,096."""
 
-    async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
-        """Extends leases; says for each whether it goes on. At most 4,096."""
+    async def renew(self, keys: Sequence[EventKey]) -> list[Renewal]:
+        """Extends leases; says for each what became of it. At most 4,096."""
 
-    async def record_usage(self, events: Sequence[UsageEvent]) -> list[NaruError | None]:
-        """Reports events; says for each why it was refused for good, or None when accounting has it. At most 1,024."""
+    async def restore(self, running: Sequence[RunningRequest]) -> list[Renewal]:
+        """Says what running requests hold that accounting knows nothing of; they have leases then. At most 256."""
+
+    async def record_usage(self, events: Sequence[UsageEvent], report: EngineReport | None) -> list[NaruError | None]:
+        """Reports events; says for each why it was refused for good, or None when accounting has it. At most 1,024.
+
+        `report` is of an engine whose requests are all among these events and those that accounting took before.
+        """
 
 
 class Reservations:
@@ -102,19 +130,19 @@ class Leases:
         accounting: Accounting,
         logger: Logger,
         metrics: InferenceMetrics,
-        interval: float = RENEW_INTERVAL,
+        interval: float,
     ) -> None:
         self._accounting = accounting
         self._logger = logger
         self._metrics = metrics
         self._interval = interval
-        self._running: dict[EventKey, None] = {}
+        self._running: dict[EventKey, RunningRequest] = {}
         self._ended: list[EventKey] = []
         self._any_ended = asyncio.Event()
 
-    def add(self, key: EventKey) -> None:
+    def add(self, running: RunningRequest) -> None:
         """A request runs from now on."""
-        self._running[key] = None
+        self._running[running.order.key] = running
 
     def remove(self, key: EventKey) -> None:
         """A request is over."""
@@ -152,19 +180,33 @@ class Leases:
         keys = iter(tuple(self._running))
         try:
             while batch := list(islice(keys, _RENEW_LIMIT)):
-                renewed = await self._accounting.renew(batch)
-                lost = [
-                    key for key, goes_on in zip(batch, renewed, strict=True) if not goes_on and key in self._running
-                ]
-                if lost:
-                    self._metrics.leases_lost.inc(len(lost))
-                    self._logger.warning(
-                        "leases not renewed", count=len(lost), event_ids=[k.event_id for k in lost[:10]]
-                    )
+                renewals = await self._accounting.renew(batch)
+                self._tell_closed(batch, renewals)
+                await self._restore(
+                    [key for key, renewal in zip(batch, renewals, strict=True) if renewal is Renewal.UNKNOWN]
+                )
         except NaruError as error:
             self._logger.warning("leases could not be renewed", count=len(self._running), reason=error.reason)
             return False
         return True
+
+    async def _restore(self, unknown: Sequence[EventKey]) -> None:
+        """Says again what those hold that still run; what ended meanwhile is reported as ended."""
+        for start in range(0, len(unknown), _RESTORE_LIMIT):
+            part = [self._running[key] for key in unknown[start : start + _RESTORE_LIMIT] if key in self._running]
+            if part:
+                self._logger.warning("accounting lost reservations", count=len(part))
+                self._tell_closed([one.order.key for one in part], await self._accounting.restore(part))
+
+    def _tell_closed(self, keys: Sequence[EventKey], renewals: Sequence[Renewal]) -> None:
+        lost = [
+            key
+            for key, renewal in zip(keys, renewals, strict=True)
+            if renewal is Renewal.CLOSED and key in self._running
+        ]
+        if lost:
+            self._metrics.leases_lost.inc(len(lost))
+            self._logger.warning("leases not renewed", count=len(lost), event_ids=[key.event_id for key in lost[:10]])
 
 
 def choices_of_each_prompt(request: EngineRequest) -> int:

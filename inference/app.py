@@ -14,6 +14,7 @@ from inference.admission import Leases, Reservations
 from inference.clients import AccountingClient
 from inference.config import InferenceConfig
 from inference.engine import Engine
+from inference.events import EngineReport
 from inference.generations import Generations
 from inference.journal import Journal
 from inference.metrics import InferenceMetrics
@@ -115,6 +116,7 @@ async def _start_engine(
         _log.warning("the simulated engine answers: its texts mean nothing")
     stack.push_async_callback(engine.shutdown, _ENGINE_SHUTDOWN_SECONDS)
     await engine.start()
+    metrics.watch_engine(engine.counters)
 
 
 def _make_engine(config: InferenceConfig) -> Engine:
@@ -131,6 +133,7 @@ def _make_engine(config: InferenceConfig) -> Engine:
             answer_tokens=config.simulated_answer_tokens,
             die_after_tokens=config.simulated_die_after_tokens,
             hang_after_tokens=config.simulated_hang_after_tokens,
+            account=config.simulated_account,
         )
         return SimulatedEngine(behaviour, logger)
     from inference.vllm_engine import VllmEngine
@@ -165,8 +168,9 @@ async def _assemble(
     journal = _open_journal(config, own_metrics)
     stack.callback(journal.close)
     stack.push_async_callback(lifecycle.background.close)
-    leases = Leases(accounting, _log, own_metrics)
-    shipper = Shipper(journal, accounting, _log)
+    leases = Leases(accounting, _log, own_metrics, interval=config.lease_seconds / 3)
+    replica, epoch = config.replica_id or f"{socket.gethostname()}-{config.port or os.getpid()}", uuid7()
+    shipper = Shipper(journal, accounting, lambda: EngineReport(replica, epoch, engine.counters()), _log)
     authenticator = CachedAuthenticator(authsvc, clock, stale_max=config.auth_stale_max)
     generations = Generations(
         Tools(
@@ -179,8 +183,8 @@ async def _assemble(
             metrics=own_metrics,
             start_span=tracing.start_span,
             internal_error=internal_error,
-            replica=config.replica_id or f"{socket.gethostname()}-{config.port or os.getpid()}",
-            epoch=uuid7(),
+            replica=replica,
+            epoch=epoch,
         )
     )
     limits = OutboxLimits(buffer_bytes=config.session_buffer_bytes, stall_seconds=config.session_stall_seconds)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from inference import convert
-from inference.admission import Grant, Need
-from inference.events import EventKey, GenerationOrder, UsageEvent
+from inference.admission import Grant, Need, Renewal, RunningRequest
+from inference.events import EngineReport, EventKey, GenerationOrder, UsageEvent
 from naru.api.accounting.v1 import (
     quota_service_pb2,
     quota_service_pb2_grpc,
@@ -57,15 +57,24 @@ class AccountingClient:
         request = quota_service_pb2.FinishRequest(items=[convert.key_to_proto(key) for key in keys])
         await self._client.call(self._quota.Finish, request, timeout=_DECIDE_SECONDS)
 
-    async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
-        """Extends leases; says for each whether it goes on."""
+    async def renew(self, keys: Sequence[EventKey]) -> list[Renewal]:
+        """Extends leases; says for each what became of it."""
         request = quota_service_pb2.RenewRequest(items=[convert.key_to_proto(key) for key in keys])
         response = await self._client.call(self._quota.Renew, request, timeout=_RECORD_SECONDS)
-        return [result.renewed for result in _one_each(response.results, len(keys))]
+        return [convert.renewal_from_proto(result) for result in _one_each(response.results, len(keys))]
 
-    async def record_usage(self, events: Sequence[UsageEvent]) -> list[NaruError | None]:
+    async def restore(self, running: Sequence[RunningRequest]) -> list[Renewal]:
+        """Says what running requests hold that accounting knows nothing of."""
+        request = quota_service_pb2.RestoreRequest(items=[convert.running_to_proto(one) for one in running])
+        response = await self._client.call(self._quota.Restore, request, timeout=_RECORD_SECONDS)
+        return [convert.renewal_from_proto(result) for result in _one_each(response.results, len(running))]
+
+    async def record_usage(self, events: Sequence[UsageEvent], report: EngineReport | None) -> list[NaruError | None]:
         """Reports events; says for each why it was refused for good, or None when accounting has it."""
-        request = usage_service_pb2.RecordUsageRequest(events=[convert.usage_event_to_proto(event) for event in events])
+        request = usage_service_pb2.RecordUsageRequest(
+            events=[convert.usage_event_to_proto(event) for event in events],
+            counters=None if report is None else convert.engine_report_to_proto(report),
+        )
         response = await self._client.call(self._usage.RecordUsage, request, timeout=_RECORD_SECONDS)
         return [convert.refusal_from_proto(result) for result in _one_each(response.results, len(events))]
 

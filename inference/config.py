@@ -60,6 +60,9 @@ class InferenceConfig(ServiceConfig):
     simulated_hang_after_tokens: int | None = setting(
         None, "Simulated engine: stops working after generating so many tokens; empty for never."
     )
+    simulated_account: Path | None = setting(
+        None, "Simulated engine: file that gets a line of JSON for each choice that begins or ends; empty for none."
+    )
 
     def __post_init__(self) -> None:
         if self.engine not in ("vllm", "simulated"):

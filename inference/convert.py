@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import replace
 
-from inference.admission import Need
+from inference.admission import Need, Renewal, RunningRequest
 from inference.engine import (
     ChoiceOutput,
     EngineRequest,
@@ -19,13 +19,11 @@ from inference.engine import (
 from inference.events import (
     MAX_TIMEOUT,
     Accepted,
-    Accuracy,
+    EngineReport,
     Event,
     EventKey,
-    Evidence,
     Finished,
     GenerationOrder,
-    Outcome,
     Refused,
     UsageEvent,
 )
@@ -34,9 +32,12 @@ from naru.api.accounting.v1 import quota_service_pb2, usage_event_pb2, usage_ser
 from naru.api.inference.v1 import generation_pb2, inference_service_pb2, model_service_pb2
 from naru.context import RequestContext, is_request_id
 from naru.convert import (
+    accuracy_to_proto,
     duration_from_proto,
     error_from_proto,
     error_to_proto,
+    evidence_to_proto,
+    outcome_to_proto,
     principal_from_proto,
     principal_to_proto,
     timestamp_to_proto,
@@ -46,28 +47,16 @@ from naru.errors import NaruError, Reason, invalid_argument
 from naru.identity import Principal, ServiceName
 from naru.ids import is_uuid, new_request_id, uuid7
 from naru.tracing import current_traceparent
+from naru.usage import Outcome
 
 _MODEL_NAME_MAX = 512
 """As many characters as accounting keeps: a batch of usage events must fit in a message, whatever callers call things."""
 
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-_OUTCOMES = {
-    Outcome.COMPLETED: usage_event_pb2.OUTCOME_COMPLETED,
-    Outcome.ABORTED: usage_event_pb2.OUTCOME_ABORTED,
-    Outcome.FAILED: usage_event_pb2.OUTCOME_FAILED,
-}
 _FINISHES = {
     Outcome.COMPLETED: generation_pb2.FINISH_OUTCOME_COMPLETED,
     Outcome.ABORTED: generation_pb2.FINISH_OUTCOME_ABORTED,
     Outcome.FAILED: generation_pb2.FINISH_OUTCOME_FAILED,
-}
-_EVIDENCES = {
-    Evidence.ACCEPTED: usage_event_pb2.EVIDENCE_ACCEPTED,
-    Evidence.FINAL: usage_event_pb2.EVIDENCE_FINAL,
-}
-_ACCURACIES = {
-    Accuracy.EXACT: usage_event_pb2.ACCURACY_EXACT,
-    Accuracy.ESTIMATED: usage_event_pb2.ACCURACY_ESTIMATED,
 }
 
 
@@ -337,24 +326,53 @@ def reservation_to_proto(
     )
 
 
+def running_to_proto(running: RunningRequest) -> quota_service_pb2.RunningRequest:
+    """What a running request holds."""
+    return quota_service_pb2.RunningRequest(
+        reservation=reservation_to_proto(running.order, running.need(), 0, running.served_model),
+        reserve_time=timestamp_to_proto(running.accept_time),
+    )
+
+
+def renewal_from_proto(result: quota_service_pb2.RenewResult) -> Renewal:
+    """What became of a lease."""
+    if result.renewed:
+        return Renewal.RENEWED
+    return Renewal.UNKNOWN if result.unknown else Renewal.CLOSED
+
+
 def usage_event_to_proto(event: UsageEvent) -> usage_event_pb2.UsageEvent:
     """What one attempt used."""
     return usage_event_pb2.UsageEvent(
         event_id=event.event_id,
         attempt=event.attempt,
-        evidence=_EVIDENCES[event.evidence],
-        accuracy=_ACCURACIES[event.accuracy],
+        evidence=evidence_to_proto(event.evidence),
+        accuracy=accuracy_to_proto(event.accuracy),
         principal=principal_to_proto(event.principal),
         requested_model=event.requested_model,
         served_model=event.served_model,
         endpoint=event.endpoint,
         usage=usage_to_proto(event.usage),
-        outcome=_OUTCOMES[event.outcome],
+        outcome=outcome_to_proto(event.outcome),
         accept_time=timestamp_to_proto(event.accept_time),
         end_time=None if event.end_time is None else timestamp_to_proto(event.end_time),
         request_id=event.request_id,
         replica=event.replica,
         epoch=event.epoch,
+    )
+
+
+def engine_report_to_proto(report: EngineReport) -> usage_service_pb2.EngineCounters:
+    """What an engine counted."""
+    counters = report.counters
+    return usage_service_pb2.EngineCounters(
+        replica=report.replica,
+        epoch=report.epoch,
+        requests=counters.requests,
+        prompt_tokens=counters.prompt_tokens,
+        cached_prompt_tokens=counters.cached_prompt_tokens,
+        completion_tokens=counters.completion_tokens,
+        closed=report.closed,
     )
 
 

@@ -126,11 +126,24 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """What the engine itself counted since it started, warm-up excluded. Compared with what was billed."""
+    """What the engine itself counted since it started, warm-up excluded; see `inference.engine_count`.
 
-    prompt_tokens: int
-    completion_tokens: int
-    requests: int
+    Only of requests of which every choice has ended, which does not include what the engine failed at: of these nobody
+    knows the exact figures. A request is counted just before its sink hears the last of it.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: EngineCounters) -> EngineCounters:
+        return EngineCounters(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_prompt_tokens + other.cached_prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
 
 
 class EngineHandle(Protocol):
@@ -138,6 +151,9 @@ class EngineHandle(Protocol):
 
     async def cancel(self) -> None:
         """Stops all choices. The sink then gets a last output with `finish_reason="abort"` for each open choice."""
+
+    def abandon(self) -> None:
+        """Nobody waits for the end any more: the sink hears nothing more of it, and it is not counted when it comes."""
 
 
 class Engine(Protocol):
@@ -156,7 +172,7 @@ class Engine(Protocol):
         """What it serves; the first is the base model."""
 
     def counters(self) -> EngineCounters:
-        """What it has worked so far."""
+        """What it has counted so far."""
 
     def unfinished_requests(self) -> int:
         """Choices in the engine, running and waiting."""

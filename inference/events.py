@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
-from inference.engine import ChoiceOutput, EngineRequest
+from inference.engine import ChoiceOutput, EngineCounters, EngineRequest
 from naru.errors import NaruError
 from naru.identity import Principal
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 
 MAX_TIMEOUT = 3600.0
 """Hard lifetime of a request, in seconds; accounting closes its reservation after it."""
@@ -21,28 +20,6 @@ class EventKey(NamedTuple):
 
     event_id: str
     attempt: int
-
-
-class Outcome(StrEnum):
-    """How a generation ended, as `naru.api.accounting.v1.Outcome` documents it."""
-
-    COMPLETED = "completed"
-    ABORTED = "aborted"
-    FAILED = "failed"
-
-
-class Evidence(IntEnum):
-    """How good a usage event is, as `naru.api.accounting.v1.Evidence` ranks it."""
-
-    ACCEPTED = 1
-    FINAL = 3
-
-
-class Accuracy(StrEnum):
-    """How exact the figures of a usage event are, as `naru.api.accounting.v1.Accuracy` documents it."""
-
-    EXACT = "exact"
-    ESTIMATED = "estimated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +46,16 @@ class UsageEvent:
     def key(self) -> EventKey:
         """The attempt it is about."""
         return EventKey(self.event_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What the engine of a replica's run has counted until now; `closed` when the run is over."""
+
+    replica: str
+    epoch: str
+    counters: EngineCounters
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

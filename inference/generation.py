@@ -16,24 +16,13 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
-from inference.admission import Need, choices_of_each_prompt, estimate
+from inference.admission import Need, RunningRequest, choices_of_each_prompt, estimate
 from inference.engine import ChoiceOutput, EngineHandle, EngineRequest, PreparedRequest
-from inference.events import (
-    Accepted,
-    Accuracy,
-    Event,
-    Evidence,
-    Finished,
-    GenerationOrder,
-    Listener,
-    Outcome,
-    Refused,
-    UsageEvent,
-)
+from inference.events import Accepted, Event, Finished, GenerationOrder, Listener, Refused, UsageEvent
 from inference.request_context import context_of
 from inference.tools import Tools
 from naru.errors import NaruError, Reason, unavailable
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 
 Spawn = Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]]
 """Begins a task that somebody keeps and waits for, in a context."""
@@ -207,6 +196,8 @@ class Generation:
             raise
         self._handle = handle
         self._accept()
+        if self._phase is Phase.OVER:
+            handle.abandon()
         if self._abort_asked or self._phase is Phase.OVER:
             self._spawn(self._abort(handle))
 
@@ -214,7 +205,10 @@ class Generation:
         if self._phase is not Phase.SUBMITTING:
             return
         self._phase = Phase.RUNNING
-        self._tools.leases.add(self.order.key)
+        choices = len(self._completion)
+        self._tools.leases.add(
+            RunningRequest(self.order, self._served_model, self._prompt_tokens, choices, self._accept_time)
+        )
         self._log.info("generation accepted", model=self._served_model, prompt_tokens=self._prompt_tokens)
         self._tell(
             Accepted(
@@ -222,7 +216,7 @@ class Generation:
                 request_id=self.order.request_id,
                 model=self._served_model,
                 prompt_tokens=self._prompt_tokens,
-                choices=len(self._completion),
+                choices=choices,
                 accept_time=self._accept_time,
             )
         )
@@ -297,6 +291,8 @@ class Generation:
 
     def _finish(self, outcome: Outcome, error: NaruError | None, accuracy: Accuracy = Accuracy.EXACT) -> None:
         self._end()
+        if self._handle is not None and accuracy is not Accuracy.EXACT:
+            self._handle.abandon()
         self._tools.leases.remove(self.order.key)
         event = self._event(Evidence.FINAL, accuracy, outcome)
         self._tools.journal.finished(event)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+
+from inference.engine import EngineCounters
 from naru.metrics import Metrics
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -17,6 +22,9 @@ class InferenceMetrics:
     def __init__(self, metrics: Metrics) -> None:
         self.engine_info = metrics.gauge(
             "naru_inference_engine_info", "Always 1; the label says which engine works.", ["engine"]
+        )
+        self._engine_counted = metrics.gauge(
+            "naru_inference_engine_counted", "What the engine itself counted of requests that have ended.", ["figure"]
         )
         self.running = metrics.gauge("naru_inference_generations", "Generations between order and outcome.")
         self.refused = metrics.counter("naru_inference_refused_total", "Generations refused, by reason.", ["reason"])
@@ -50,3 +58,12 @@ class InferenceMetrics:
             "naru_inference_quarantined_total", "Usage events that accounting refused for good."
         )
         self.leases_lost = metrics.counter("naru_inference_leases_lost_total", "Leases that accounting did not renew.")
+
+    def watch_engine(self, counters: Callable[[], EngineCounters]) -> None:
+        """Shows what the engine counts, as `counters` says it whenever metrics are read."""
+        for figure in fields(EngineCounters):
+            self._engine_counted.labels(figure.name).set_function(partial(_figure, counters, figure.name))
+
+
+def _figure(counters: Callable[[], EngineCounters], name: str) -> float:
+    return float(getattr(counters(), name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from inference.engine import (
@@ -21,7 +22,9 @@ from inference.engine import (
     TokenCandidate,
     TokenLogprob,
 )
+from inference.engine_count import EngineCount, RequestCount
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, not_supported, read_body, too_long
+from inference.simulated_account import SimulatedAccount
 from inference.simulated_text import WORDS, count_messages, count_text, cut_at_stop, message_text, words
 from naru.errors import invalid_argument, unavailable
 from naru.logs import Logger
@@ -53,6 +56,7 @@ class SimulatedEngineConfig:
         answer_tokens: Where an answer ends by itself, unless `ignore_eos` is asked for.
         die_after_tokens: It dies after generating so many tokens over all requests; None for never.
         hang_after_tokens: It generates no more and does not answer after so many; None for never.
+        account: File that gets a line for each choice that begins or ends; None for none.
     """
 
     served_name: str = "simulated"
@@ -63,6 +67,7 @@ class SimulatedEngineConfig:
     answer_tokens: int = 64
     die_after_tokens: int | None = None
     hang_after_tokens: int | None = None
+    account: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +88,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedPayload:
-    """What `submit` needs of a prepared request."""
+    """What `submit` needs of a prepared request; `prompts` is the tokens of each."""
 
     answers: tuple[Answer, ...]
-    prompt_tokens: int
+    prompts: tuple[int, ...]
     stream: bool
     top_logprobs: int | None
     token_ids: bool
+    user: str
 
 
 @dataclass(slots=True)
@@ -100,6 +106,7 @@ class Running:
     answer: Answer
     payload: SimulatedPayload
     sink: Sink
+    count: RequestCount
     begin: float
     generated: int = 0
     told: int = 0
@@ -116,6 +123,10 @@ class SimulatedHandle:
     async def cancel(self) -> None:
         """See `EngineHandle.cancel`."""
         self.engine.abort(self.choices)
+
+    def abandon(self) -> None:
+        """See `EngineHandle.abandon`."""
+        self.engine.forget(self.choices)
 
 
 class SimulatedEngine:
@@ -136,7 +147,9 @@ class SimulatedEngine:
         self._stepper: asyncio.Task[None] | None = None
         self._models: tuple[ServedModel, ...] = ()
         self._dead = False
-        self._counters = EngineCounters(0, 0, 0)
+        self._count = EngineCount()
+        self._generated = 0
+        self._account = SimulatedAccount(config.account)
 
     async def start(self) -> None:
         """See `Engine.start`."""
@@ -156,21 +169,20 @@ class SimulatedEngine:
         chat = is_chat(request)
         prompts = [body["messages"]] if chat else _prompts(body["prompt"])
         answers: list[Answer] = []
-        prompt_tokens = 0
-        for prompt in prompts:
-            length = _count(prompt, chat)
-            prompt_tokens += length
+        lengths = tuple(_count(prompt, chat) for prompt in prompts)
+        for prompt, length in zip(prompts, lengths, strict=True):
             for number in range(choices_per_prompt(body)):
                 cap = request.output_token_cap
                 answers.append(self._answer(body, chat, prompt, prompt_tokens=length, number=number, cap=cap))
         payload = SimulatedPayload(
             answers=tuple(answers),
-            prompt_tokens=prompt_tokens,
+            prompts=lengths,
             stream=request.stream,
             top_logprobs=_top_logprobs(body, chat),
             token_ids=bool(body.get("return_token_ids")),
+            user=str(body.get("user") or ""),
         )
-        return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(answers), payload=payload)
+        return PreparedRequest(prompt_tokens=sum(lengths), choices=len(answers), payload=payload)
 
     async def submit(self, prepared: PreparedRequest, sink: Sink) -> EngineHandle:
         """See `Engine.submit`."""
@@ -180,11 +192,12 @@ class SimulatedEngine:
             raise TypeError("The request was prepared by another engine.")
         begin = asyncio.get_running_loop().time() + self._config.prefill_seconds
         handle = SimulatedHandle(self)
+        count = self._count.begin(len(payload.answers), len(payload.answers) // len(payload.prompts))
         for index, answer in enumerate(payload.answers):
-            choice = Running(index, answer, payload, sink, begin)
+            choice = Running(index, answer, payload, sink, count, begin)
             handle.choices.append(choice)
             self._running[id(choice)] = choice
-        self._count(payload.prompt_tokens, 0, 1)
+            self._account.began(payload.user, index)
         self._work.set()
         return handle
 
@@ -194,7 +207,7 @@ class SimulatedEngine:
 
     def counters(self) -> EngineCounters:
         """See `Engine.counters`."""
-        return self._counters
+        return self._count.ended
 
     def unfinished_requests(self) -> int:
         """See `Engine.unfinished_requests`."""
@@ -218,6 +231,7 @@ class SimulatedEngine:
             stepper.cancel()
             await asyncio.wait([stepper])
         self._die()
+        self._account.close()
 
     def abort(self, choices: list[Running]) -> None:
         """Ends those of the choices that still run. A hung engine does nothing."""
@@ -225,7 +239,12 @@ class SimulatedEngine:
             return
         for choice in choices:
             if self._running.pop(id(choice), None) is not None:
-                self._tell(choice, "abort")
+                self._end(choice, "abort")
+
+    def forget(self, choices: list[Running]) -> None:
+        """Ends those of the choices that still run, without a word. A hung engine too."""
+        for choice in choices:
+            self._running.pop(id(choice), None)
 
     def _require_alive(self) -> None:
         if not self.healthy():
@@ -233,7 +252,7 @@ class SimulatedEngine:
 
     def _hangs(self) -> bool:
         limit = self._config.hang_after_tokens
-        return limit is not None and self._counters.completion_tokens >= limit
+        return limit is not None and self._generated >= limit
 
     def _answer(
         self, body: dict[str, Any], chat: bool, prompt: Any, *, prompt_tokens: int, number: int, cap: int | None
@@ -271,7 +290,7 @@ class SimulatedEngine:
                 return
             self._advance(choice)
             limit = self._config.die_after_tokens
-            if limit is not None and self._counters.completion_tokens >= limit:
+            if limit is not None and self._generated >= limit:
                 self._die()
                 return
 
@@ -279,12 +298,18 @@ class SimulatedEngine:
         size = len(choice.answer.tokens)
         gained = min(self._tokens_per_step, size - choice.generated)
         choice.generated += gained
-        self._count(0, gained, 0)
+        self._generated += gained
+        choice.count.generated(gained)
         if choice.generated == size:
             del self._running[id(choice)]
-            self._tell(choice, choice.answer.finish_reason)
+            self._end(choice, choice.answer.finish_reason)
         elif choice.payload.stream:
             self._tell(choice, "")
+
+    def _end(self, choice: Running, finish_reason: str) -> None:
+        self._tell(choice, finish_reason)
+        # In this order: what is noted as ended has been metered, also when the process is killed in between.
+        self._account.ended(choice.payload.user, choice.index, choice.generated)
 
     def _tell(self, choice: Running, finish_reason: str) -> None:
         answer, payload = choice.answer, choice.payload
@@ -292,6 +317,9 @@ class SimulatedEngine:
         piece = "".join(text for _, text in new)
         text = piece[: max(0, answer.text_length - choice.told_text)]
         choice.told = choice.generated
+        if finish_reason:
+            per_prompt = len(payload.answers) // len(payload.prompts)
+            choice.count.ended(choice.index, payload.prompts[choice.index // per_prompt], 0)
         choice.told_text += len(piece)
         top = payload.top_logprobs
         output = ChoiceOutput(
@@ -321,14 +349,6 @@ class SimulatedEngine:
                 output = ChoiceOutput(choice.index, "", choice.generated, finish_reason="error", error=error)
                 self._deliver(choice.sink, output)
         self._running.clear()
-
-    def _count(self, prompt_tokens: int, completion_tokens: int, requests: int) -> None:
-        counted = self._counters
-        self._counters = EngineCounters(
-            counted.prompt_tokens + prompt_tokens,
-            counted.completion_tokens + completion_tokens,
-            counted.requests + requests,
-        )
 
 
 def _prompts(prompt: Any) -> list[Any]:

@@ -6,23 +6,41 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from inference import vllm_compat
 from inference.engine import EngineCounters, EngineHandle, EngineRequest, PreparedRequest, ServedModel, Sink
+from inference.engine_count import EngineCount
 from inference.vllm_compat import Vllm
 from inference.vllm_errors import to_naru_error
 from inference.vllm_outputs import Outputs
 from inference.vllm_render import EnginePayload, VllmRenderer
 from inference.vllm_settings import VllmEngineConfig, cpu_environment, engine_arguments, environment
-from inference.vllm_submit import GenerateSubmitter, StepSubmitter, Submitter
+from inference.vllm_submit import GenerateSubmitter, StepSubmitter, Submission, Submitter
 from naru.errors import unavailable
 from naru.logs import Logger
 
 _WARM_UP_PROMPT_TOKENS = 16
 _WARM_UP_OUTPUT_TOKENS = 4
 _SHUTDOWN_AFTER_FAILURE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class VllmHandle:
+    """A submitted request."""
+
+    submission: Submission
+    outputs: Outputs
+
+    async def cancel(self) -> None:
+        """See `EngineHandle.cancel`."""
+        await self.submission.cancel()
+
+    def abandon(self) -> None:
+        """See `EngineHandle.abandon`."""
+        self.outputs.mute()
 
 
 class VllmEngine:
@@ -53,9 +71,7 @@ class VllmEngine:
         self._renderer: VllmRenderer | None = None
         self._submitter: Submitter | None = None
         self._models: tuple[ServedModel, ...] = ()
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
-        self._requests = 0
+        self._count = EngineCount()
 
     async def start(self) -> None:
         """Loads the model and runs one warm-up request. Blocks the loop, on which the engine's sockets then live.
@@ -88,7 +104,9 @@ class VllmEngine:
             raise TypeError("The request was prepared by another engine.")
         if self._vllm is None or self._submitter is None:
             raise unavailable("inference", "The engine is not running.")
-        outputs = Outputs(len(payload.choices), payload.options, sink, self._count_tokens, self._logger)
+        choices = len(payload.choices)
+        counted = self._count.begin(choices, choices // payload.prompts)
+        outputs = Outputs(choices, payload.options, sink, counted, self._logger)
         try:
             submission = await self._submitter.submit(payload, outputs)
         except Exception as error:  # vLLM refuses in many ways; what is none of them goes on unchanged
@@ -96,17 +114,15 @@ class VllmEngine:
             if known is None:
                 raise
             raise known from error
-        self._prompt_tokens += payload.prompt_tokens
-        self._requests += 1
-        return submission
+        return VllmHandle(submission, outputs)
 
     def models(self) -> tuple[ServedModel, ...]:
         """See `Engine.models`. Empty before `start`."""
         return self._models
 
     def counters(self) -> EngineCounters:
-        """See `Engine.counters`. A prompt counts once, however many choices it has."""
-        return EngineCounters(self._prompt_tokens, self._completion_tokens, self._requests)
+        """See `Engine.counters`. A prompt is as long as vLLM's output says that it was."""
+        return self._count.ended
 
     def unfinished_requests(self) -> int:
         """See `Engine.unfinished_requests`."""
@@ -180,9 +196,6 @@ class VllmEngine:
         params = vllm.SamplingParams(max_tokens=_WARM_UP_OUTPUT_TOKENS, ignore_eos=True)
         async for _ in engine.generate(prompt, params, self._new_id()):
             pass
-
-    def _count_tokens(self, tokens: int) -> None:
-        self._completion_tokens += tokens
 
 
 def _engine_args(vllm: Vllm, arguments: dict[str, object]) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inference.engine import ChoiceOutput, Sink, TokenCandidate, TokenLogprob
+from inference.engine_count import RequestCount
 from naru.errors import unavailable
 from naru.logs import Logger
 
@@ -35,7 +36,7 @@ class Outputs:
         count: How many choices there are.
         sink: Who wants them. What it raises is logged: vLLM hands out a step's outputs in one loop, and an exception in it
             would end every request of the engine.
-        on_tokens: Told how many tokens were generated, as they come.
+        counted: Told what the engine puts out, as it comes.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class Outputs:
         count: int,
         options: OutputOptions,
         sink: Sink,
-        on_tokens: Callable[[int], None],
+        counted: RequestCount,
         logger: Logger,
     ) -> None:
         self._options = options
         self._sink = sink
-        self._on_tokens = on_tokens
+        self._counted = counted
         self._logger = logger
         self._tokens = [0] * count
         self._open = set(range(count))
@@ -66,7 +67,7 @@ class Outputs:
             self._logger.exception("engine_output_not_delivered")
 
     def mute(self) -> None:
-        """Delivers nothing more: the request was not taken after all."""
+        """Delivers and counts nothing more: the request was not taken after all, or nobody waits for its end."""
         self._open.clear()
 
     def _fail(self, index: int, failure: BaseException) -> None:
@@ -79,9 +80,10 @@ class Outputs:
         (completion,) = output.outputs
         new_tokens = len(completion.token_ids)
         self._tokens[index] += new_tokens
-        self._on_tokens(new_tokens)
+        self._counted.generated(new_tokens)
         if output.finished:
             self._open.discard(index)
+            self._counted.ended(index, len(output.prompt_token_ids or ()), output.num_cached_tokens or 0)
         reason = completion.finish_reason or ""
         stop = completion.stop_reason
         options = self._options

@@ -39,12 +39,12 @@ class EngineChoice:
 
 @dataclass(frozen=True, slots=True)
 class EnginePayload:
-    """What `submit` needs of a prepared request."""
+    """What `submit` needs of a prepared request; each of its `prompts` has as many choices as the others."""
 
     choices: tuple[EngineChoice, ...]
     options: OutputOptions
     priority: int
-    prompt_tokens: int
+    prompts: int
 
 
 class VllmRenderer:
@@ -105,7 +105,7 @@ class VllmRenderer:
             # Not "from error": its text may hold the prompt, which must not reach a log.
             raise known from None
         options = _output_options(body, chat)
-        payload = EnginePayload(tuple(choices), options, request.priority, prompt_tokens)
+        payload = EnginePayload(tuple(choices), options, request.priority, len(prompts))
         return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(choices), payload=payload)
 
     def _operator_limit(self) -> int | None:

@@ -13,7 +13,7 @@ from inference.vllm_render import EngineChoice, EnginePayload
 
 
 class Submission(Protocol):
-    """Choices that the engine has. Keeps `inference.engine.EngineHandle`."""
+    """Choices that the engine has."""
 
     async def cancel(self) -> None:
         """Stops all choices; each open one puts out a last output that says so."""

@@ -56,6 +56,12 @@ class ServiceConfig:
     inference_addresses: tuple[str, ...] = setting(
         ("127.0.0.1:50053",), "host:port of each inference replica, separated by commas.", shared=True
     )
+    lease_seconds: float = setting(
+        60.0,
+        "Seconds that a reservation lives without being renewed, the same for all services; whoever runs a request renews it"
+        " every third of that.",
+        shared=True,
+    )
 
 
 Config = TypeVar("Config", bound=ServiceConfig)
@@ -80,7 +86,8 @@ def load(config_class: type[Config], environ: Mapping[str, str], path: Path | No
     for name, raw in _from_file(config_class, fields, path).items():
         values[name] = _value(fields[name], hints[name], raw, f"{path}: {name}")
     by_variable = {variable(config_class, field): name for name, field in fields.items()}
-    others = tuple(f"NARU_{service.upper()}_" for service in SERVICES if service != config_class.SERVICE)
+    # Beside what is said to the others, what is said to the tests.
+    others = ("NARU_TEST_", *(f"NARU_{service.upper()}_" for service in SERVICES if service != config_class.SERVICE))
     by_file_variable = {f"{name}_FILE": name for name, field in by_variable.items() if fields[field].metadata["secret"]}
     for name, raw_text in environ.items():
         if name in by_file_variable:
@@ -111,6 +118,8 @@ def _check(config: ServiceConfig) -> None:
     for name, port in (("PORT", config.port), ("OPS_PORT", config.ops_port)):
         if not 0 <= port < 65536:
             raise ConfigError(f"{prefix}{name} must be from 0 to 65535, not {port}")
+    if not 0 < config.lease_seconds < math.inf:
+        raise ConfigError(f"NARU_LEASE_SECONDS must be more than 0 seconds, not {config.lease_seconds}")
     if not 0 <= config.shutdown_grace < math.inf:
         raise ConfigError(f"{prefix}SHUTDOWN_GRACE must be 0 or more seconds, not {config.shutdown_grace}")
 

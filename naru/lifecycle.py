@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from naru import config as configuration
 from naru import logs
 
 EXIT_OK, EXIT_CRASH, EXIT_CONFIG = 0, 1, 2
+# Objects that are made before Python looks for those that hold only each other.
+_GARBAGE_OBJECTS = 50_000
 _log = logs.get_logger(__name__)
 
 
@@ -153,6 +156,7 @@ async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
         _log.info("starting", config=configuration.describe(config))
         try:
             async with _closing(lifecycle), running(config, lifecycle) as service:
+                _rarely_look_for_garbage()
                 _log.info("serving", port=service.port, ops_port=service.ops_port)
                 await lifecycle.wait()
                 _log.info("stopping")
@@ -167,6 +171,13 @@ async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
             return EXIT_CRASH
     _log.info("stopped")
     return EXIT_CRASH if lifecycle.failed else EXIT_OK
+
+
+def _rarely_look_for_garbage() -> None:
+    """What a service is made of stays, and a batch of requests makes more objects than Python waits for by default."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_OBJECTS, 10, 10)
 
 
 @asynccontextmanager

@@ -44,6 +44,7 @@ GRANTS: dict[str, Grant] = {
     "/naru.api.accounting.v1.QuotaService/Release": Grant(_METERS),
     "/naru.api.accounting.v1.QuotaService/Finish": Grant(_METERS),
     "/naru.api.accounting.v1.QuotaService/Renew": Grant(_METERS),
+    "/naru.api.accounting.v1.QuotaService/Restore": Grant(_METERS),
     "/naru.api.accounting.v1.QuotaService/KeepOutcome": Grant(frozenset({_EDGE})),
     "/naru.api.accounting.v1.QuotaService/GetLimits": _READERS,
     "/naru.api.accounting.v1.UsageService/RecordUsage": Grant(_METERS),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Container
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from accounting import checks
 from accounting.catalogue.management import (
@@ -56,7 +57,7 @@ class BudgetManager:
         self._new_id = new_id
 
     async def create(self, caller: Caller, wish: Budget, request_id: str = "") -> Budget:
-        """Makes a budget; the same request again returns the one made before. Id and times of the wish are replaced.
+        """Makes a budget; the same request again returns the one made before, as it is now. Id and times are set here.
 
         Raises:
             NaruError: INVALID_ARGUMENT naming the field; NOT_FOUND for a tier that is not there; ALREADY_EXISTS for a request
@@ -67,12 +68,13 @@ class BudgetManager:
         _check_content(wish)
         now = round(self._clock.time() * MICROS)
         budget_id = requested_id("budget", caller, request_id, self._new_id)
-        budget = replace(wish, budget_id=budget_id, scope_id=scope_id, create_time=now, update_time=now)
+        wish = replace(wish, budget_id=budget_id, scope_id=scope_id)
+        budget = replace(wish, create_time=now, update_time=now, wish=_digest(wish))
         stored, added = await self._store.add_budget(
             budget,
             needs_tier=wish.scope is LimitScope.TIER and scope_id not in BUILT_IN and scope_id not in self._file_tiers,
         )
-        if not added and _content(stored) != _content(budget):
+        if not added and stored.wish != budget.wish:
             raise other_request("budget", request_id)
         await self._refresh()
         return stored
@@ -134,8 +136,10 @@ class BudgetManager:
         await self._refresh()
 
 
-def _content(budget: Budget) -> Budget:
-    return replace(budget, create_time=0, update_time=0)
+def _digest(wish: Budget) -> str:
+    """What a request asked for: the budget may be another one by the time that it comes again."""
+    asked = (wish.scope.value, wish.scope_id, astuple(wish.rule), wish.description)
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
 def _check_content(budget: Budget) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 
 from accounting.limits import FALLBACK_TIER, Budget, LimitRule, Tier, caller_scope, subjects
@@ -36,12 +37,15 @@ class _History:
         return self.prices[index - 1] if index else None
 
 
+_CALLERS = 4_096  # whose limits are remembered
+
+
 class Catalogue:
     """What applies to whom. Never changes: another one takes its place.
 
     Args:
         tiers: By name. Without one called `free`, callers of an undefined tier have no limits.
-        credit: By workspace that pays in advance, the most it may ever have used: its credit and its overdraft, in nano-units.
+        credit: By workspace that pays in advance, the most that may ever be counted for it, in nano-units.
     """
 
     def __init__(
@@ -59,6 +63,10 @@ class Catalogue:
         self._prices: dict[tuple[str, str], _History] = {}
         for price in sorted(prices, key=attrgetter("effective_time")):
             self._prices.setdefault((price.model, price.workspace_id), _History()).prices.append(price)
+        rules = [one.scope for tier in self._tiers.values() for one in tier.limits]
+        self._knows_addresses = LimitScope.ADDRESS in {*rules, *(scope for scope, _ in self._budgets)}
+        # The same few callers ask again and again.
+        self._limits = lru_cache(_CALLERS)(self._find_limits)
 
     def knows_tier(self, name: str) -> bool:
         """Whether somebody defined the tier."""
@@ -76,6 +84,10 @@ class Catalogue:
 
     def limits(self, principal: Principal, client_address: str = "", model: str = "") -> tuple[Limit, ...]:
         """The limits of a request: of its tier, the budgets of everybody whom it counts for, and its workspace's credit."""
+        # Addresses are many: where none is limited, they tell nothing apart.
+        return self._limits(principal, client_address if self._knows_addresses else "", model)
+
+    def _find_limits(self, principal: Principal, client_address: str, model: str) -> tuple[Limit, ...]:
         whom = subjects(principal, client_address)
         caller = caller_scope(principal)
         found = []
@@ -93,13 +105,47 @@ class Catalogue:
             found.append(credit_limit(principal.workspace_id, credit))
         return tuple(found)
 
+    def counted(self, principal: Principal, model: str, window: LimitWindow) -> frozenset[Limit]:
+        """What limits over a window count of a request, whichever tier its caller has by now.
+
+        Neither height nor manner is part of that: two limits on the same thing count together, and here have a height of 0.
+        """
+        whom = subjects(principal, "")
+        caller = caller_scope(principal)
+        rules = [
+            (caller if one.scope is LimitScope.CALLER else one.scope, one.rule)
+            for tier in self._tiers.values()
+            for one in tier.limits
+        ]
+        rules += [(scope, one.rule) for scope, found in whom.items() for one in self._budgets.get((scope, found), ())]
+        return frozenset(
+            Limit(scope, whom[scope], rule.kind, window, 0, rule.model)
+            for scope, rule in rules
+            if rule.window is window and scope in whom and rule.model in ("", model)
+        )
+
+    def counts_tiers(self, window: LimitWindow) -> bool:
+        """Whether a limit over the window counts for all callers of a tier together."""
+        of_tiers = (
+            one.rule.window for tier in self._tiers.values() for one in tier.limits if one.scope is LimitScope.TIER
+        )
+        budgets = (
+            one.rule.window for (scope, _), many in self._budgets.items() if scope is LimitScope.TIER for one in many
+        )
+        return window in (*of_tiers, *budgets)
+
     def price(self, model: str, workspace_id: str, time: int) -> Price | None:
-        """The price in force: the workspace's own, else everybody's; None when there is none."""
-        for whose in (workspace_id, ""):
-            history = self._prices.get((model, whose))
-            price = history.at(time) if history else None
-            if price is not None:
-                return price
+        """The price in force: the workspace's own, else everybody's; None when there is none.
+
+        An adapter, `<base model>:<adapter>`, that nobody set a price for costs what its base model does.
+        """
+        base, adapted, _ = model.rpartition(":")
+        for name in (model, base) if adapted else (model,):
+            for whose in (workspace_id, ""):
+                history = self._prices.get((name, whose))
+                price = history.at(time) if history else None
+                if price is not None:
+                    return price
         return None
 
 

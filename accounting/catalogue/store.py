@@ -21,7 +21,11 @@ from naru.pricing import UnitPrices
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that is kept, at one revision. `credit`: by workspace that pays in advance, the most it may ever have used."""
+    """Everything that is kept, at one revision.
+
+    Attributes:
+        credit: By workspace that pays in advance, the most that may ever be counted for it.
+    """
 
     revision: int
     tiers: tuple[Tier, ...]
@@ -252,10 +256,9 @@ async def count_change(connection: AsyncConnection) -> None:
 
 async def _credit(connection: AsyncConnection) -> dict[str, int]:
     accounts = ledger_accounts.c
-    query = sa.select(accounts.workspace_id, accounts.credited, accounts.overdraft).where(
-        accounts.overdraft.is_not(None)
-    )
-    return {row.workspace_id: row.credited + row.overdraft for row in await connection.execute(query)}
+    allowance = (accounts.credited + accounts.overdraft + accounts.lowered).label("allowance")
+    query = sa.select(accounts.workspace_id, allowance).where(accounts.overdraft.is_not(None))
+    return {row.workspace_id: row.allowance for row in await connection.execute(query)}
 
 
 async def _delete(connection: AsyncConnection, table: sa.Table, which: sa.ColumnElement[bool]) -> bool:
@@ -340,6 +343,7 @@ def _from_budget(budget: Budget) -> dict[str, Any]:
         "description": budget.description,
         "create_time": budget.create_time,
         "update_time": budget.update_time,
+        "wish": budget.wish,
     }
 
 
@@ -359,6 +363,7 @@ def _to_budget(row: sa.Row[Any]) -> Budget:
         row.description,
         row.create_time,
         row.update_time,
+        row.wish,
     )
 
 

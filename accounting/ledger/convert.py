@@ -29,6 +29,7 @@ _CHECKS = {
     Check.UNSETTLED: ledger_service_pb2.LEDGER_CHECK_UNSETTLED,
     Check.OUTBOX: ledger_service_pb2.LEDGER_CHECK_OUTBOX,
     Check.LIMITER: ledger_service_pb2.LEDGER_CHECK_LIMITER,
+    Check.ENGINES: ledger_service_pb2.LEDGER_CHECK_ENGINES,
 }
 
 
@@ -90,7 +91,12 @@ def overdraft_from_proto(request: ledger_service_pb2.SetOverdraftRequest) -> int
 def verification_to_proto(found: Verification) -> ledger_service_pb2.VerifyLedgerResponse:
     """What was found, on the wire."""
     return ledger_service_pb2.VerifyLedgerResponse(
-        findings=map(_finding_to_proto, found.findings), events=found.events, entries=found.entries
+        findings=map(_finding_to_proto, found.findings),
+        events=found.events,
+        entries=found.entries,
+        exact_runs=found.exact_runs,
+        bounded_runs=found.bounded_runs,
+        uncounted_requests=found.uncounted_requests,
     )
 
 
@@ -101,6 +107,7 @@ def _finding_to_proto(finding: Finding) -> ledger_service_pb2.LedgerFinding:
         count=finding.count,
         amount=finding.amount,
         example=finding.example,
+        tokens=finding.tokens,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -75,17 +75,33 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """How a workspace's account stands, in nano-units. `overdraft` None: without a bound, billed in arrears."""
+    """How a workspace's account stands, in nano-units.
+
+    Attributes:
+        overdraft: None: without a bound, billed in arrears.
+        lowered: All that was ever taken off what it may use, by debits and lower overdrafts. To the limiter that is used.
+    """
 
     workspace_id: str
     credited: int = 0
     used: int = 0
     overdraft: int | None = None
+    lowered: int = 0
 
     @property
     def balance(self) -> int:
         """What is left of what was credited."""
         return self.credited - self.used
+
+    @property
+    def allowance(self) -> int:
+        """The most that the limiter may ever count for it. It never falls: not everybody would hear of that in time."""
+        return self.credited + (self.overdraft or 0) + self.lowered
+
+    @property
+    def counted(self) -> int:
+        """What the limiter has to count for it, besides what is reserved."""
+        return self.used + self.lowered
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +212,39 @@ def credited(account: Account, wish: CreditWish) -> Account:
     overdraft = account.overdraft
     if overdraft is None and wish.kind is EntryKind.CREDIT:
         overdraft = 0
-    after = Account(account.workspace_id, account.credited + wish.amount, account.used, overdraft)
+    lowered = account.lowered - min(wish.amount, 0) if overdraft is not None else account.lowered
+    after = replace(account, credited=account.credited + wish.amount, overdraft=overdraft, lowered=lowered)
     if wish.amount < 0 and overdraft is not None and after.balance < -overdraft:
-        raise _forbidden(account, "This would leave less on the account than its overdraft allows.")
-    if not -MAX_TOTAL <= after.credited <= MAX_TOTAL - MAX_AMOUNT:
-        raise _forbidden(account, "This is more than one account can hold.")
+        raise too_little_left(account)
+    _check_size(after)
     return after
+
+
+def overdrawn(account: Account, overdraft: int | None) -> Account:
+    """The account with another overdraft. Raises NaruError FAILED_PRECONDITION when its balance is below a lower one."""
+    lowers = account.overdraft is not None and overdraft is not None and overdraft < account.overdraft
+    if not lowers:
+        after = replace(account, overdraft=overdraft)
+    else:
+        after = replace(
+            account, overdraft=overdraft, lowered=account.lowered + (account.overdraft or 0) - (overdraft or 0)
+        )
+        if after.balance < -(overdraft or 0):
+            raise too_little_left(account)
+    _check_size(after)
+    return after
+
+
+def too_little_left(account: Account) -> NaruError:
+    """The error for taking more off an account than is free of it."""
+    return _forbidden(
+        account, "With what running requests have reserved, this would leave less than the account's overdraft allows."
+    )
+
+
+def _check_size(account: Account) -> None:
+    if not account.credited >= -MAX_TOTAL or account.credited + account.lowered > MAX_TOTAL - MAX_AMOUNT:
+        raise _forbidden(account, "This is more than one account can hold.")
 
 
 def _forbidden(account: Account, message: str) -> NaruError:

@@ -17,8 +17,19 @@ from accounting.catalogue.management import (
     page_of,
     requested_id,
 )
-from accounting.ledger.ledger import Account, CreditWish, Entry, EntryKind, check_credit, check_overdraft, credited
+from accounting.ledger.ledger import (
+    Account,
+    CreditWish,
+    Entry,
+    EntryKind,
+    check_credit,
+    check_overdraft,
+    credited,
+    overdrawn,
+    too_little_left,
+)
 from accounting.ledger.store import EntryFilter, LedgerStore
+from accounting.limiter.balances import Balances
 from accounting.limiter.limiter import Booked, Limiter
 from accounting.paging import page_size, read_token
 from naru.clock import Clock
@@ -34,16 +45,25 @@ class LedgerManager:
     Args:
         store: Where the ledger is kept.
         limiter: Learns what a workspace used before it began to pay in advance.
+        balances: Tells whether money is free to be taken off an account.
         refresh: Brings a change into force on this process.
         clock: Tells the time.
         new_id: Source of ids.
     """
 
     def __init__(
-        self, *, store: LedgerStore, limiter: Limiter, refresh: Refresh, clock: Clock, new_id: Callable[[], str]
+        self,
+        *,
+        store: LedgerStore,
+        limiter: Limiter,
+        balances: Balances,
+        refresh: Refresh,
+        clock: Clock,
+        new_id: Callable[[], str],
     ) -> None:
         self._store = store
         self._limiter = limiter
+        self._balances = balances
         self._refresh = refresh
         self._clock = clock
         self._new_id = new_id
@@ -96,7 +116,11 @@ class LedgerManager:
         )
         if wish.kind is EntryKind.CREDIT:
             await self._count_what_was_used(workspace_id)
-        stored, account, added = await self._store.credit(entry, lambda found: credited(found, wish))
+
+        async def change(found: Account) -> Account:
+            return await self._lowered(found, credited(found, wish))
+
+        stored, account, added = await self._store.credit(entry, change)
         if not added and _content(stored) != _content(entry):
             raise other_request("ledger_entry", request_id)
         await self._refresh()
@@ -106,22 +130,38 @@ class LedgerManager:
         """Says how far below zero a balance may fall; None: without a bound, billed in arrears.
 
         Raises:
-            NaruError: INVALID_ARGUMENT naming the field; SERVICE_UNAVAILABLE.
+            NaruError: INVALID_ARGUMENT naming the field; FAILED_PRECONDITION when the balance would be below a lower overdraft;
+                SERVICE_UNAVAILABLE.
         """
         check_request_id(request_id)
         _check_workspace(workspace_id)
         check_overdraft(overdraft)
         if overdraft is not None:
             await self._count_what_was_used(workspace_id)
-        account = await self._store.set_overdraft(workspace_id, overdraft)
+
+        async def change(found: Account) -> Account:
+            return await self._lowered(found, overdrawn(found, overdraft))
+
+        account = await self._store.change(workspace_id, change)
         await self._refresh()
         return account
+
+    async def _lowered(self, before: Account, after: Account) -> Account:
+        """The account as it is to be, once the limiter has let go of what it may use less.
+
+        Requests are in flight that SQL knows nothing of: only the limiter can tell whether that much is free still. Should the
+        transaction fail after this, too much is counted until the next reconciliation.
+        """
+        amount = after.lowered - before.lowered
+        if amount > 0 and not await self._balances.take(credit_limit(before.workspace_id, before.allowance), amount):
+            raise too_little_left(before)
+        return after
 
     async def _count_what_was_used(self, workspace_id: str) -> None:
         """Tells the limiter what a workspace that was billed in arrears used, before anybody decides by it."""
         account = await self._store.account(workspace_id)
         if account.overdraft is None and account.used > 0:
-            await self._limiter.load([Booked(credit_limit(workspace_id, 0), 0, account.used)])
+            await self._limiter.load([Booked(credit_limit(workspace_id, 0), 0, account.counted)])
 
 
 def _content(entry: Entry) -> tuple[object, ...]:

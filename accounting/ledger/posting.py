@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from accounting.bulk import Bulk, insert_given
 from accounting.ledger.ledger import Attempt as LedgerAttempt
 from accounting.ledger.ledger import Entry, postings, usage_entries, used_by
 from accounting.quota import EventRef
-from accounting.tables import ledger_accounts, ledger_entries, ledger_postings, usage_events
+from accounting.tables import ledger_accounts, ledger_entries, ledger_postings
+
+_ENTRY_COLUMNS = tuple(field.name for field in fields(Entry))
 
 
 async def post_usage(connection: AsyncConnection, entries: Sequence[Entry]) -> None:
@@ -25,39 +28,40 @@ async def post_usage(connection: AsyncConnection, entries: Sequence[Entry]) -> N
     used = used_by(added)
     if not used:
         return
-    insert = upsert(connection, ledger_accounts)
-    statement = insert.on_conflict_do_update(
-        index_elements=["workspace_id"], set_={"used": ledger_accounts.c.used + insert.excluded.used}
-    )
-    rows = [{"workspace_id": one, "credited": 0, "used": used[one]} for one in sorted(used)]
-    await connection.execute(statement, rows)
+    workspaces = sorted(used)
+    columns: dict[str, Sequence[Any]] = {
+        "workspace_id": workspaces,
+        "credited": [0] * len(workspaces),
+        "used": [used[one] for one in workspaces],
+    }
+    await _ADD_USED.execute(connection, columns)
 
 
 async def insert_entries(connection: AsyncConnection, entries: Sequence[Entry]) -> list[Entry]:
     """Inserts the entries that are not there yet with their postings, and returns them."""
     if not entries:
         return []
-    statement = (
-        upsert(connection, ledger_entries)
-        .on_conflict_do_nothing(index_elements=["entry_id"])
-        .returning(ledger_entries.c.entry_id)
-    )
-    ordered = sorted(entries, key=lambda entry: entry.entry_id)
-    inserted = set((await connection.execute(statement, [_columns(entry) for entry in ordered])).scalars())
+    ordered = sorted(entries, key=attrgetter("entry_id"))
+    columns = {name: list(map(attrgetter(name), ordered)) for name in _ENTRY_COLUMNS}
+    inserted = set((await _INSERT_ENTRIES.execute(connection, columns)).scalars())
     added = [entry for entry in ordered if entry.entry_id in inserted]
     if added:
-        sides = [{"entry_id": entry.entry_id, **side._asdict()} for entry in added for side in postings(entry)]
-        await connection.execute(sa.insert(ledger_postings), sides)
+        sides = [(entry.entry_id, side) for entry in added for side in postings(entry)]
+        await _INSERT_POSTINGS.execute(
+            connection,
+            {
+                "entry_id": [entry_id for entry_id, _ in sides],
+                "account": [side.account for _, side in sides],
+                "amount": [side.amount for _, side in sides],
+            },
+        )
     return added
 
 
-async def post_events(connection: AsyncConnection, event_ids: Collection[str], now: int) -> None:
-    """Posts what is missing for the ledger to say of events what they cost. All of their attempts must be locked."""
-    if not event_ids:
-        return
-    query = sa.select(usage_events).where(usage_events.c.event_id.in_(sorted(event_ids)))
-    attempts = [as_attempt(row) for row in await connection.execute(query)]
-    await post_usage(connection, usage_entries(attempts, await _posted(connection, event_ids), now))
+async def post_events(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], now: int) -> None:
+    """Posts what is missing for the ledger to say of events what they cost. Takes all of their attempts, locked."""
+    posted = await _posted(connection, {row.event_id for row in rows})
+    await post_usage(connection, usage_entries([as_attempt(row) for row in rows], posted, now))
 
 
 def as_attempt(row: sa.Row[Any]) -> LedgerAttempt:
@@ -72,11 +76,6 @@ def as_attempt(row: sa.Row[Any]) -> LedgerAttempt:
     )
 
 
-def upsert(connection: AsyncConnection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    """An insert that may say what to do about conflicts: the two dialects have the same clause, each in its own class."""
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
-
-
 async def _posted(connection: AsyncConnection, event_ids: Collection[str]) -> Mapping[EventRef, int]:
     entries = ledger_entries.c
     query = (
@@ -87,5 +86,20 @@ async def _posted(connection: AsyncConnection, event_ids: Collection[str]) -> Ma
     return {EventRef(row.event_id, row.attempt): int(row.amount) for row in await connection.execute(query)}
 
 
-def _columns(entry: Entry) -> dict[str, Any]:
-    return {**asdict(entry), "kind": entry.kind.value}
+def _insert_entries(dialect: str) -> sa.ClauseElement:
+    insert = insert_given(dialect, ledger_entries, _ENTRY_COLUMNS)
+    return insert.on_conflict_do_nothing(index_elements=["entry_id"]).returning(ledger_entries.c.entry_id)
+
+
+def _insert_postings(dialect: str) -> sa.ClauseElement:
+    return insert_given(dialect, ledger_postings, ("entry_id", "account", "amount"))
+
+
+def _add_used(dialect: str) -> sa.ClauseElement:
+    insert = insert_given(dialect, ledger_accounts, ("workspace_id", "credited", "used"))
+    return insert.on_conflict_do_update(
+        index_elements=["workspace_id"], set_={"used": ledger_accounts.c.used + insert.excluded.used}
+    )
+
+
+_INSERT_ENTRIES, _INSERT_POSTINGS, _ADD_USED = Bulk(_insert_entries), Bulk(_insert_postings), Bulk(_add_used)

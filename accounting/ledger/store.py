@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from accounting.bulk import upsert
 from accounting.catalogue.store import count_change, lock_catalogue
 from accounting.ledger.ledger import Account, Entry, EntryKind
-from accounting.ledger.posting import insert_entries, upsert
-from accounting.tables import ledger_accounts, ledger_entries
+from accounting.ledger.posting import insert_entries
+from accounting.tables import ledger_accounts, ledger_entries, settlement_outbox, usage_events
 from naru.database import Database
 
 Position = tuple[int | str, ...]
+Change = Callable[[Account], Awaitable[Account]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +68,30 @@ class LedgerStore:
         async with self._database.reading() as connection:
             return [to_entry(row) for row in await connection.execute(query)]
 
-    async def credit(self, entry: Entry, change: Callable[[Account], Account]) -> tuple[Entry, Account, bool]:
+    @asynccontextmanager
+    async def at_rest(self, workspace_id: str) -> AsyncIterator[Account | None]:
+        """The account, which nobody changes inside the block.
+
+        None while the limiter has still to be told of something that the account says already.
+        """
+        async with self._database.writing() as connection:
+            account = await _locked(connection, workspace_id)
+            untold = sa.exists().where(
+                settlement_outbox.c.event_id == usage_events.c.event_id, usage_events.c.workspace_id == workspace_id
+            )
+            waiting = (await connection.execute(sa.select(untold))).scalar_one()
+            yield None if waiting else account
+
+    async def prepaid(self) -> Sequence[Account]:
+        """The accounts that are paid in advance."""
+        async with self._database.reading() as connection:
+            return await prepaid(connection)
+
+    async def credit(self, entry: Entry, change: Change) -> tuple[Entry, Account, bool]:
         """Posts the entry unless there is one of its id, and makes the account what `change`, which may raise, makes of it.
 
-        Returns the entry that is there now, the account, and whether the entry was added.
+        Nobody else changes the account meanwhile. Returns the entry that is there now, the account, and whether the entry was
+        added.
         """
         async with self._database.writing() as connection:
             await lock_catalogue(connection)
@@ -76,17 +99,17 @@ class LedgerStore:
             account = await _locked(connection, entry.workspace_id if found is None else found.workspace_id)
             if found is not None:
                 return found, account, False
-            after = change(account)
+            after = await change(account)
             await insert_entries(connection, [entry])
             await _save(connection, account, after)
         return entry, after, True
 
-    async def set_overdraft(self, workspace_id: str, overdraft: int | None) -> Account:
-        """Says how far below zero the balance may fall; None: without a bound."""
+    async def change(self, workspace_id: str, change: Change) -> Account:
+        """Makes the account what `change`, which may raise, makes of it; nobody else changes it meanwhile."""
         async with self._database.writing() as connection:
             await lock_catalogue(connection)
             account = await _locked(connection, workspace_id)
-            after = replace(account, overdraft=overdraft)
+            after = await change(account)
             if after != account:
                 await _save(connection, account, after)
         return after
@@ -94,7 +117,7 @@ class LedgerStore:
 
 def to_account(row: sa.Row[Any]) -> Account:
     """A row of `ledger_accounts`."""
-    return Account(row.workspace_id, row.credited, row.used, row.overdraft)
+    return Account(row.workspace_id, row.credited, row.used, row.overdraft, row.lowered)
 
 
 def to_entry(row: sa.Row[Any]) -> Entry:
@@ -130,7 +153,7 @@ async def _entry(connection: AsyncConnection, entry_id: str) -> Entry | None:
 
 async def _locked(connection: AsyncConnection, workspace_id: str) -> Account:
     """The account, which nobody else changes until the transaction ends."""
-    insert = upsert(connection, ledger_accounts).on_conflict_do_nothing(index_elements=["workspace_id"])
+    insert = upsert(connection.dialect.name, ledger_accounts).on_conflict_do_nothing(index_elements=["workspace_id"])
     await connection.execute(insert.values(workspace_id=workspace_id, credited=0, used=0))
     query = sa.select(ledger_accounts).where(ledger_accounts.c.workspace_id == workspace_id).with_for_update()
     return to_account((await connection.execute(query)).one())
@@ -140,7 +163,7 @@ async def _save(connection: AsyncConnection, before: Account, after: Account) ->
     await connection.execute(
         sa.update(ledger_accounts)
         .where(ledger_accounts.c.workspace_id == after.workspace_id)
-        .values(credited=after.credited, overdraft=after.overdraft)
+        .values(credited=after.credited, overdraft=after.overdraft, lowered=after.lowered)
     )
     # Where nothing is paid in advance, no limit depends on it.
     if before.overdraft is not None or after.overdraft is not None:

@@ -1,10 +1,10 @@
-"""Proving the books: SQL against itself, and against what the limiter counts."""
+"""Proving the books: SQL against itself, against what the limiter counts, and against what engines counted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from accounting.catalogue.catalogue import credit_limit
+from accounting.engines import Agreement, compare, tokens_apart
+from accounting.ledger.engine_runs import EngineRun, engine_runs
 from accounting.ledger.ledger import Account, Attempt, EntryKind, account_of, usage_entries
 from accounting.ledger.posting import as_attempt
 from accounting.ledger.store import prepaid, to_account
@@ -44,26 +46,37 @@ class Check(StrEnum):
     UNSETTLED = "unsettled"
     OUTBOX = "outbox"
     LIMITER = "limiter"
+    ENGINES = "engines"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that should not be: how often, by how much in all, and one of them."""
+    """Something that should not be: how often, by how much money or how many tokens in all, and one of them."""
 
     check: Check
     workspace_id: str
     count: int
     amount: int
     example: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found; nothing: the books hold."""
+    """What was found; nothing: the books hold.
+
+    Attributes:
+        exact_runs: Runs of engines that counted exactly what their events say.
+        bounded_runs: Runs with events beyond what the engine told last, which is a lower bound therefore.
+        uncounted_requests: How many events these are.
+    """
 
     findings: tuple[Finding, ...]
     events: int
     entries: int
+    exact_runs: int = 0
+    bounded_runs: int = 0
+    uncounted_requests: int = 0
 
 
 @dataclass(slots=True)
@@ -77,12 +90,30 @@ class _Books:
     entries: int = 0
     used: Counter[str] = field(default_factory=Counter)
     credited: Counter[str] = field(default_factory=Counter)
+    exact_runs: int = 0
+    bounded_runs: int = 0
+    uncounted_requests: int = 0
 
-    def tell(self, check: Check, workspace_id: str, amount: int, example: str, count: int = 1) -> None:
+    def tell(
+        self, check: Check, workspace_id: str, amount: int, example: str, *, count: int = 1, tokens: int = 0
+    ) -> None:
         known = self.found.get((check, workspace_id), Finding(check, workspace_id, 0, 0, example))
-        self.found[check, workspace_id] = Finding(
-            check, workspace_id, known.count + count, known.amount + amount, known.example
+        self.found[check, workspace_id] = replace(
+            known, count=known.count + count, amount=known.amount + amount, tokens=known.tokens + tokens
         )
+
+    def see_run(self, run: EngineRun) -> None:
+        """One run of an engine."""
+        report, booked = run.report, run.booked
+        match compare(report, booked):
+            case Agreement.EXACT:
+                self.exact_runs += 1
+            case Agreement.BOUNDED:
+                self.bounded_runs += 1
+                self.uncounted_requests += booked.requests - report.counted.requests
+            case Agreement.WRONG:
+                tokens = tokens_apart(report.counted, booked)
+                self.tell(Check.ENGINES, "", 0, f"{report.replica} {report.epoch}", tokens=tokens)
 
     def see_entry(self, row: sa.Row[Any]) -> None:
         """One entry, with the sum of its postings and the one of its workspace."""
@@ -131,10 +162,19 @@ class LedgerVerifier:
             await self._verify_other_entries(connection, books)
             await self._verify_accounts(connection, books)
             await self._verify_outbox(connection, books, now - self._patience)
+            for run in await engine_runs(connection):
+                books.see_run(run)
             accounts = await prepaid(connection)
         await self._verify_unsettled(books, now - self._patience)
         await self._verify_limiter(books, accounts)
-        return Verification(tuple(found for _, found in sorted(books.found.items())), books.events, books.entries)
+        return Verification(
+            tuple(found for _, found in sorted(books.found.items())),
+            books.events,
+            books.entries,
+            books.exact_runs,
+            books.bounded_runs,
+            books.uncounted_requests,
+        )
 
     async def _verify_events(self, connection: AsyncConnection, books: _Books) -> None:
         """The events and what was posted for them, slice by slice."""
@@ -216,9 +256,9 @@ class LedgerVerifier:
 
     async def _verify_limiter(self, books: _Books, accounts: Sequence[Account]) -> None:
         for account in accounts:
-            limit = credit_limit(account.workspace_id, account.credited + (account.overdraft or 0))
+            limit = credit_limit(account.workspace_id, account.allowance)
             (state,) = await self._limiter.inspect([limit])
-            missing = state.remaining - max(limit.limit - account.used, 0)
+            missing = state.remaining - max(limit.limit - account.counted, 0)
             if missing > 0:
                 books.tell(Check.LIMITER, account.workspace_id, missing, account_of(account.workspace_id))
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from accounting import checks
-from accounting.catalogue.convert import KINDS_TO_PROTO, SCOPES_TO_PROTO, WINDOWS_TO_PROTO, unit_prices_to_proto
+from accounting.catalogue.convert import (
+    KINDS_TO_PROTO,
+    SCOPES_TO_PROTO,
+    WINDOWS_TO_PROTO,
+    time_from_proto,
+    unit_prices_to_proto,
+)
 from accounting.idempotency import Replay
 from accounting.limiter.outcome_convert import idempotency_from_proto
 from accounting.quota import (
@@ -14,7 +23,9 @@ from accounting.quota import (
     Grant,
     LimitOverview,
     LimitState,
+    Renewal,
     Reservation,
+    RunningRequest,
     Work,
 )
 from naru.api.accounting.v1 import limit_pb2, quota_service_pb2, usage_event_pb2
@@ -31,15 +42,22 @@ from naru.identity import Principal
 _MICROS = 1_000_000
 
 
-def reservation_from_proto(message: quota_service_pb2.Reservation) -> Reservation | NaruError:
-    """What one request wants to take, or why it cannot be read."""
+def principal_from_bytes(serialised: bytes) -> Principal:
+    """A principal that somebody can be billed by. Raises NaruError INVALID_ARGUMENT."""
+    return checks.principal(principal_from_proto(principal_pb2.Principal.FromString(serialised)))
+
+
+def reservation_from_proto(
+    message: quota_service_pb2.Reservation, principal_of: Callable[[bytes], Principal]
+) -> Reservation | NaruError:
+    """What one request wants to take, or why it cannot be read; `principal_of` is `principal_from_bytes`, or remembers it."""
     try:
         if message.revision < 0:
             raise invalid_argument("revision", "revision must be at least 0.")
         return Reservation(
             ref=checks.event_ref(message.event_id, message.attempt),
             revision=message.revision,
-            work=work_from_proto(message, message.principal),
+            work=work_of(message, principal_of(message.principal.SerializeToString())),
             input_tokens=checks.tokens("input_tokens", message.input_tokens),
             output_tokens=checks.tokens("output_tokens", message.output_tokens),
             choices=checks.choices(message.choices),
@@ -48,6 +66,20 @@ def reservation_from_proto(message: quota_service_pb2.Reservation) -> Reservatio
         )
     except NaruError as error:
         return error
+
+
+def running_from_proto(
+    message: quota_service_pb2.RunningRequest, principal_of: Callable[[bytes], Principal]
+) -> RunningRequest | None:
+    """A request that runs, without its idempotency key; None for one that cannot."""
+    reservation = reservation_from_proto(message.reservation, principal_of)
+    if isinstance(reservation, NaruError):
+        return None
+    try:
+        since = time_from_proto("reserve_time", message.reserve_time) if message.HasField("reserve_time") else 0
+    except NaruError:
+        return None
+    return RunningRequest(replace(reservation, idempotency=None), since)
 
 
 def refused_to_proto(message: quota_service_pb2.Reservation, error: NaruError) -> quota_service_pb2.ReserveResult:
@@ -87,11 +119,14 @@ def ref_from_proto(message: quota_service_pb2.EventRef) -> EventRef | None:
         return None
 
 
-def renewal_to_proto(lease_expire_time: int | None) -> quota_service_pb2.RenewResult:
+def renewal_to_proto(renewal: Renewal) -> quota_service_pb2.RenewResult:
     """The answer to a renewal."""
-    if lease_expire_time is None:
-        return quota_service_pb2.RenewResult(renewed=False)
-    return quota_service_pb2.RenewResult(renewed=True, lease_expire_time=time_to_proto(lease_expire_time))
+    lease = renewal.lease_expire_time
+    return quota_service_pb2.RenewResult(
+        renewed=lease is not None,
+        lease_expire_time=None if lease is None else time_to_proto(lease),
+        unknown=renewal.unknown,
+    )
 
 
 def time_to_proto(micros: int) -> Timestamp:
@@ -135,8 +170,13 @@ def work_from_proto(
     message: quota_service_pb2.Reservation | usage_event_pb2.UsageEvent, principal: principal_pb2.Principal
 ) -> Work:
     """Who used what. Raises NaruError INVALID_ARGUMENT."""
+    return work_of(message, checks.principal(principal_from_proto(principal)))
+
+
+def work_of(message: quota_service_pb2.Reservation | usage_event_pb2.UsageEvent, principal: Principal) -> Work:
+    """Who used what, as a checked principal."""
     return Work(
-        principal=checks.principal(principal_from_proto(principal)),
+        principal=principal,
         requested_model=checks.clipped(message.requested_model, checks.MAX_MODEL),
         served_model=checks.clipped(message.served_model, checks.MAX_MODEL),
         endpoint=checks.clipped(message.endpoint, checks.MAX_ENDPOINT),

@@ -1,9 +1,8 @@
-"""Runs `quota_windows.lua`, `quota_keys.lua` and `quota.lua`, which are one script, on Redis."""
+"""Runs the limiter's script, which is the `.lua` files of this folder one after the other, on Redis."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -27,32 +27,27 @@ from redis.exceptions import (
 )
 
 from accounting import calendar
-from accounting.idempotency import Held, HeldState, KeptOutcome, name_of
-from accounting.limiter.wire import decode_ref, decode_work, encode_idempotency, encode_limit, encode_refs, encode_work
+from accounting.idempotency import KeptOutcome, name_of
+from accounting.limiter.answers import Taken, notices_of, states_of, taken_of
+from accounting.limiter.wire import LimitTable, decode_ref, decode_work, encode_refs, encode_reservation
 from accounting.quota import (
     EventRef,
-    Grant,
     Limit,
-    LimitKind,
     LimitNotice,
-    LimitScope,
     LimitState,
     LimitWindow,
-    Refusal,
     Reservation,
     Work,
-    closed_error,
-    refusal_error,
     tightest_first,
 )
 from accounting.settlement import Exact
 from naru.clock import Clock
-from naru.errors import NaruError, unavailable
+from naru.errors import unavailable
 
 MICROS = 1_000_000
-_SCRIPTS = ("quota_windows.lua", "quota_keys.lua", "quota.lua")
+_SCRIPTS = ("quota_places.lua", "quota_limits.lua", "quota_keys.lua", "quota.lua", "quota_epoch.lua")
 _CALENDAR = (LimitWindow.DAY, LimitWindow.MONTH)
-_EPOCH_KEY = "{naru}:epoch"
+EPOCH_KEY = "{naru}:epoch"
 _CONNECTIONS = 16
 _TIMEOUT_SECONDS = 2.0
 _OUTCOME_SECONDS = 3_600
@@ -67,6 +62,7 @@ _AWAY = (
     TryAgainError,
     OSError,
 )
+_NOTHING: dict[str, Any] = {"reserve": ["ok", 0, []], "restore": [[], []]}
 _CODES_OF_OUTAGES = ("OOM ", "MISCONF ", "READONLY ", "MASTERDOWN ")
 
 
@@ -76,15 +72,6 @@ class Standing(StrEnum):
     OK = "ok"
     LOST = "lost"
     RECOVERING = "recovering"
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """The answer to one reservation, before anything is added to a grant, or read of what was kept."""
-
-    outcome: Grant | Held | NaruError
-    limits: tuple[LimitState, ...]
-    notices: tuple[LimitNotice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +94,17 @@ class ReservedWork:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What Redis knows of a reservation: whether it still runs, and when it was made (microseconds; 0: unknown)."""
+    """What Redis knows of a reservation.
+
+    Attributes:
+        running: Whether it still runs.
+        reserve_time: When it was made, in microseconds; 0: unknown.
+        at_all: Whether anything is known of it.
+    """
 
     running: bool
     reserve_time: int
+    at_all: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +133,7 @@ class Limiter:
     """The limits, kept in Redis. Every method raises NaruError SERVICE_UNAVAILABLE when Redis is away.
 
     Args:
-        redis: A client that decodes answers; see `connect`.
+        redis: A client that leaves answers as they are; see `connect`.
         lease_seconds: How long a reservation lives without being renewed.
         lifetime_seconds: How long a reservation lives at most.
         zone: Whose days and months are counted.
@@ -173,7 +167,7 @@ class Limiter:
 
     async def ping(self) -> None:
         """Asks Redis for a sign of life."""
-        with _translated():
+        with translated():
             await self._redis.ping()
 
     async def reserve(
@@ -183,26 +177,14 @@ class Limiter:
 
         With `admit_when_lost` it decides by what Redis holds even when that is not all there was.
         """
-        encoded = [
-            {
-                "event": reservation.ref.event_id,
-                "attempt": reservation.ref.attempt,
-                "revision": reservation.revision,
-                "input": reservation.input_tokens,
-                "output": reservation.output_tokens,
-                "cost": reservation.cost,
-                "about": encode_work(reservation.work),
-                "limits": [encode_limit(limit) for limit in limits],
-                **encode_idempotency(reservation),
-            }
-            for reservation, limits in items
-        ]
-        standing, wait, answers = await self._run("reserve", encoded, admit=admit_when_lost)
+        table = LimitTable()
+        encoded = [encode_reservation(reservation, table.numbers(limits)) for reservation, limits in items]
+        standing, wait, answers = await self._run("reserve", encoded, limits=table.encoded, admit=admit_when_lost)
         return Verdict(
             Standing(standing),
             wait / MICROS,
             tuple(
-                _taken(reservation.ref, limits, answer)
+                taken_of(reservation.ref, limits, answer)
                 for (reservation, limits), answer in zip(items, answers, strict=False)
             ),
         )
@@ -218,6 +200,23 @@ class Limiter:
     async def renew(self, refs: Sequence[EventRef]) -> list[int | None]:
         """Extends leases. Tells when each ends (microseconds); None when it does not go on."""
         return [answer or None for answer in await self._run("renew", encode_refs(refs))]
+
+    async def restore(
+        self, items: Sequence[tuple[Reservation, Sequence[Limit], int]]
+    ) -> list[tuple[int | None, tuple[LimitNotice, ...]]]:
+        """Takes what running requests hold that are unknown, whatever their limits say, since when they hold it (microseconds).
+
+        Tells when the lease of each ends, as `renew` does for those that are known, and what is to be told of its limits.
+        """
+        table = LimitTable()
+        encoded = [
+            encode_reservation(reservation, table.numbers(limits), since) for reservation, limits, since in items
+        ]
+        leases, notices = await self._run("restore", encoded, limits=table.encoded)
+        return [
+            (lease or None, notices_of(limits, told))
+            for (_, limits, _), lease, told in zip(items, leases, notices, strict=True)
+        ]
 
     async def settle(self, items: Sequence[Exact]) -> None:
         """Closes reservations with what they really used. Idempotent; only better evidence changes figures again."""
@@ -245,7 +244,7 @@ class Limiter:
     async def look_up(self, refs: Sequence[EventRef]) -> list[Known]:
         """What is known of each reservation."""
         answers = await self._run("look_up", encode_refs(refs))
-        return [Known(state in ("open", "expiring"), reserve_time) for state, reserve_time in answers]
+        return [Known(state in ("open", "expiring"), reserve_time, state != "") for state, reserve_time in answers]
 
     async def keep(self, kept: KeptOutcome, sealed: str) -> bool:
         """Notes what became of an event with an idempotency key. Tells whether the key was its own. Idempotent.
@@ -265,8 +264,9 @@ class Limiter:
         """Where each limit stands, tightest first."""
         if not limits:
             return ()
-        (flat,) = await self._run("inspect", [{"limits": [encode_limit(limit) for limit in limits]}])
-        return tightest_first(_states(limits, flat))
+        table = LimitTable()
+        (flat,) = await self._run("inspect", [{"limits": table.numbers(limits)}], limits=table.encoded)
+        return tightest_first(states_of(limits, flat))
 
     async def begin_epoch(self, epoch_id: str, recovery_seconds: float) -> Epoch:
         """Begins an epoch, open after `recovery_seconds`, unless there is one; returns the one there is."""
@@ -275,28 +275,46 @@ class Limiter:
         )
         return Epoch(began == 1, found, open_time, now)
 
+    async def recover(self, booked: Sequence[Booked]) -> None:
+        """Makes what each window holds beside reservations what is known from elsewhere, until `recovered`. Idempotent."""
+        await self._put("recover", booked)
+
+    async def recovered(self) -> None:
+        """Lets `recover` change nothing any more in this epoch."""
+        await self._run("recovered", [])
+
     async def load(self, booked: Sequence[Booked]) -> None:
         """Makes each window hold at least what is known from elsewhere. Idempotent."""
+        await self._put("load", booked)
+
+    async def _put(self, operation: str, booked: Sequence[Booked]) -> None:
+        table = LimitTable()
         encoded = [
-            {**encode_limit(item.limit), "bucket": item.bucket, "amount": item.amount, "exact": str(item.amount)}
-            for item in booked
+            {"limit": number, "bucket": item.bucket, "amount": item.amount, "exact": str(item.amount)}
+            for item, number in zip(booked, table.numbers([item.limit for item in booked]), strict=True)
         ]
-        await self._run("load", encoded)
+        await self._run(operation, encoded, limits=table.encoded)
+
+    @property
+    def redis(self) -> Redis:
+        """What it runs on, for the little that needs no script."""
+        return self._redis
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._redis.aclose()
 
-    async def _run(self, operation: str, items: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        if not items and operation not in ("claim", "begin"):
-            return ["ok", 0, []] if operation == "reserve" else []
+    async def _run(self, operation: str, items: Sequence[Any], **options: Any) -> Any:
+        if not items and operation not in ("claim", "begin", "recovered"):
+            return _NOTHING.get(operation, [])
         settings = {**self._options, **options, "periods": self._current_periods()}
         if self.now is not None:
             settings["now"] = self.now
-        with _translated():
-            return await self._script(
-                keys=[_EPOCH_KEY], args=[operation, json.dumps(settings), json.dumps(list(items))]
+        with translated():
+            answer = await self._script(
+                keys=[EPOCH_KEY], args=[operation, msgspec.msgpack.encode(settings), msgspec.msgpack.encode(items)]
             )
+        return msgspec.msgpack.decode(answer)
 
     def _current_periods(self) -> dict[LimitWindow, tuple[int, int, int, int]]:
         now = round(self._clock.time() * MICROS) if self.now is None else self.now
@@ -319,7 +337,6 @@ def connect(url: str) -> Redis:
             timeout=_TIMEOUT_SECONDS,
             socket_timeout=_TIMEOUT_SECONDS,
             socket_connect_timeout=_TIMEOUT_SECONDS,
-            decode_responses=True,
             # Every script is idempotent: a connection that Redis closed when it restarted costs no failed request.
             retry=Retry(NoBackoff(), 1),
         )
@@ -329,7 +346,8 @@ def connect(url: str) -> Redis:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """Turns failures to reach Redis into NaruError SERVICE_UNAVAILABLE; lets everything else pass."""
     try:
         yield
     except (*_AWAY, ResponseError) as error:
@@ -337,45 +355,3 @@ def _translated() -> Iterator[None]:
         if isinstance(error, _AWAY) or any(code in str(error) for code in _CODES_OF_OUTAGES):
             raise unavailable("accounting", "The limiter is not available right now.") from error
         raise
-
-
-def _taken(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Taken:
-    decision, reserve_time, lease_time, refusal, flat, notices = answer
-    match decision:
-        case "granted":
-            outcome: Grant | Held | NaruError = Grant(reserve_time, lease_time)
-        case "held":
-            held = json.loads(refusal)
-            outcome = Held(held["event"], HeldState(held["state"]), held["sealed"])
-        case "refused":
-            outcome = refusal_error(_decode_refusal(json.loads(refusal)))
-        case _:
-            outcome = closed_error(ref)
-    told = tuple(
-        LimitNotice(limits[index - 1], percent or None)
-        for index, percent in zip(notices[::2], notices[1::2], strict=True)
-    )
-    return Taken(outcome, tightest_first(_states(limits, flat)), told)
-
-
-def _states(limits: Sequence[Limit], flat: Sequence[Any]) -> list[LimitState]:
-    """The states that came flat; none when the script did not look at the limits."""
-    return [
-        LimitState(
-            limit,
-            max(limit.limit - int(found), 0) if limit.window is LimitWindow.TOTAL else found,
-            None if reset < 0 else reset / MICROS,
-        )
-        for limit, found, reset in zip(limits, flat[::2], flat[1::2], strict=False)
-    ]
-
-
-def _decode_refusal(found: Mapping[str, Any]) -> Refusal:
-    return Refusal(
-        LimitScope(found["scope"]),
-        LimitKind(found["kind"]),
-        LimitWindow(found["window"]),
-        int(found["limit"]),
-        int(found["requested"]),
-        int(found["retry"]) / MICROS if "retry" in found else None,
-    )

@@ -1,5 +1,5 @@
--- The last part of the limiter's script: reservations and the operations on them. `quota_windows.lua` and `quota_keys.lua`
--- come before it.
+-- The part of the limiter's script that knows reservations and the operations on them. It stands between `quota_keys.lua` and
+-- `quota_epoch.lua`.
 --
 -- A reservation's state is open, expiring (claimed by a sweeper), released, refused (a better figure did not fit) or settled.
 
@@ -37,7 +37,7 @@ local function open(key, ref, item, reserved, deadline, held, notices)
 end
 
 local function refuse(refusal, item, notices)
-  return { 'refused', 0, 0, cjson.encode(refusal), states_of(item.limits), notices }
+  return { 'refused', 0, 0, refusal, states_of(item.limits), notices }
 end
 
 local function replace(key, ref, item, found)
@@ -110,10 +110,9 @@ local function give_back(before)
   for _, one in ipairs(before) do
     for _, entry in ipairs(cjson.decode(one.held)) do
       if entry.kind then
-        change({ key = entry.key, width = entry.width, bucket = entry.bucket, ends = tonumber(entry.ends) },
-          tonumber(entry.amount))
+        change(place_held(entry), entry.bucket, tonumber(entry.amount))
       elseif one.state == 'open' then
-        call('SADD', entry.key, one.ref)
+        enter(place_held(entry), one.ref)
       end
     end
     call('HSET', one.key, 'held', one.held)
@@ -124,11 +123,12 @@ end
 local function reserve(item)
   local ref = reference(item)
   local key = PREFIX .. 'r:' .. ref
-  local found = fields(key, 'state', 'revision', 'reserve', 'lease', 'deadline', 'held', 'refusal', 'over', 'ended')
-  if not found.state then
+  if call('EXISTS', key) == 0 then
+    -- Nobody holds a place who has no reservation.
+    item.fresh = true
     local held = keyed_before(item)
     if held then
-      return { 'held', 0, 0, cjson.encode(held), states_of(item.limits), {} }
+      return { 'held', 0, 0, held, states_of(item.limits), {} }
     end
     local notices = {}
     local counts = not counted_before(item)
@@ -147,6 +147,7 @@ local function reserve(item)
     end
     return open(key, ref, item, now, now + options.lifetime, take(item, ref, counts, notices), notices)
   end
+  local found = fields(key, 'state', 'revision', 'reserve', 'lease', 'deadline', 'held', 'refusal', 'over', 'ended')
   if found.over or found.ended then
     return { 'closed', 0, 0, '', {}, {} }
   end
@@ -156,7 +157,7 @@ local function reserve(item)
   elseif found.state == 'open' then
     return replace(key, ref, item, found)
   elseif found.state == 'refused' and known then
-    return { 'refused', 0, 0, found.refusal, states_of(item.limits), {} }
+    return { 'refused', 0, 0, cjson.decode(found.refusal), states_of(item.limits), {} }
   end
   return { 'closed', 0, 0, '', {}, {} }
 end
@@ -215,7 +216,7 @@ function operations.finish()
         if entry.kind then
           kept[#kept + 1] = entry
         else
-          call('SREM', entry.key, ref)
+          leave(place_held(entry), ref)
         end
       end
       call('HSET', key, 'held', cjson.encode(kept), 'ended', 1)
@@ -276,7 +277,7 @@ function operations.claim()
     if found.state == 'open' or found.state == 'expiring' then
       for _, entry in ipairs(cjson.decode(found.held)) do
         if not entry.kind then
-          call('SREM', entry.key, ref)
+          leave(place_held(entry), ref)
         end
       end
       call('HSET', key, 'state', 'expiring')
@@ -309,41 +310,3 @@ function operations.inspect()
   end
   return answers
 end
-
--- Begins an epoch unless there is one. Answers whether it did, the epoch's id, and when reservations are taken.
-function operations.begin()
-  local began = 0
-  if call('EXISTS', KEYS[1]) == 0 then
-    call('HSET', KEYS[1], 'id', options.epoch, 'open_at', now + options.recovery)
-    began = 1
-  end
-  local found = fields(KEYS[1], 'id', 'open_at')
-  return { began, found.id, tonumber(found.open_at), now }
-end
-
--- Puts what is known from elsewhere into windows: at least `amount` at the time the item names, which is a bucket of a window
--- that slides and else the current period. Doing it again changes nothing.
-function operations.load()
-  for _, item in ipairs(items) do
-    local place = place_of(item)
-    local there
-    if place.width then
-      place.bucket = item.bucket
-      there = call('HGET', place.key, item.bucket)
-    else
-      there = call('GET', place.key)
-    end
-    if place.total then
-      if there then
-        change(place, math.max(exact_difference(item.exact, there), 0))
-      else
-        call('SET', place.key, item.exact)
-      end
-    else
-      change(place, math.max(item.amount - tonumber(there or '0'), 0))
-    end
-  end
-  return #items
-end
-
-return operations[ARGV[1]]()

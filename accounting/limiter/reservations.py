@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from accounting.catalogue.catalogue import Catalogue
 from accounting.catalogue.keeper import CatalogueKeeper
 from accounting.idempotency import Held, Replay, unsupported_error
-from accounting.limiter.limiter import MICROS, Limiter, Standing, Taken
+from accounting.limiter.answers import Taken
+from accounting.limiter.limiter import MICROS, Limiter, Standing
 from accounting.limiter.outcomes import Outcomes
 from accounting.quota import (
     MAX_TOKENS,
@@ -19,8 +21,9 @@ from accounting.quota import (
     LimitKind,
     LimitNotice,
     LimitOverview,
+    Renewal,
     Reservation,
-    tightest_first,
+    RunningRequest,
     unpriced_error,
 )
 from naru.clock import Clock
@@ -87,15 +90,15 @@ class Reservations:
 
     async def reserve(self, reservations: Sequence[Reservation]) -> list[Decision]:
         """Decides about each, in order. Raises NaruError SERVICE_UNAVAILABLE when the limiter cannot be relied on."""
-        catalogue = self._catalogue.current
-        prepared = [self._prepare(catalogue, reservation) for reservation in reservations]
+        catalogue, now = self._catalogue.current, round(self._clock.time() * MICROS)
+        prepared = [self._prepare(catalogue, reservation, now) for reservation in reservations]
         taken = iter(await self._take([one for one in prepared if one.refusal is None]))
         decisions = [
             self._decision(one, next(taken)) if one.refusal is None else Decision(one.reservation.ref, one.refusal)
             for one in prepared
         ]
-        for decision in decisions:
-            self._decided.labels(_label(decision.outcome)).inc()
+        for label, count in Counter(_label(decision.outcome) for decision in decisions).items():
+            self._decided.labels(label).inc(count)
         return decisions
 
     async def release(self, refs: Sequence[EventRef]) -> list[bool]:
@@ -106,9 +109,28 @@ class Reservations:
         """Gives back the places in flight of requests that have ended; what they used is settled when it is reported."""
         await self._limiter.finish(refs)
 
-    async def renew(self, refs: Sequence[EventRef]) -> list[int | None]:
-        """Extends leases. Tells when each ends (microseconds since the Unix epoch); None when it does not go on."""
-        return await self._limiter.renew(refs)
+    async def renew(self, refs: Sequence[EventRef]) -> list[Renewal]:
+        """Extends leases."""
+        leases = await self._limiter.renew(refs)
+        lost = [ref for ref, lease in zip(refs, leases, strict=True) if lease is None]
+        known = await self._limiter.look_up(lost)
+        unknown = {ref for ref, found in zip(lost, known, strict=True) if not found.at_all}
+        return [Renewal(lease, ref in unknown) for ref, lease in zip(refs, leases, strict=True)]
+
+    async def restore(self, running: Sequence[RunningRequest]) -> list[Renewal]:
+        """Takes what running requests hold that the limiter knows nothing of, whatever their limits say, and leases it anew."""
+        catalogue, now = self._catalogue.current, round(self._clock.time() * MICROS)
+        items = []
+        for one in running:
+            since = one.reserve_time or now
+            # What would refuse it now did not when it was reserved.
+            prepared = self._prepare(catalogue, one.reservation, since)
+            items.append((prepared.reservation, prepared.limits, since))
+        restored = await self._limiter.restore(items)
+        for _, notices in restored:
+            for notice in notices:
+                self._tell(notice)
+        return [Renewal(lease) for lease, _ in restored]
 
     async def overview(self, principal: Principal, client_address: str, model: str) -> LimitOverview:
         """Where the limits of a caller stand; with a model also those for it alone."""
@@ -116,24 +138,24 @@ class Reservations:
         limits = catalogue.limits(principal, client_address, model)
         return LimitOverview(catalogue.tier(principal.tier).name, await self._limiter.inspect(limits))
 
-    def _prepare(self, catalogue: Catalogue, reservation: Reservation) -> _Prepared:
+    def _prepare(self, catalogue: Catalogue, reservation: Reservation, now: int) -> _Prepared:
         """The reservation with its limits and cost, and the cap that the engine needs for the figures to hold."""
         work = reservation.work
         self._log_unknown_tier(catalogue, work.principal.tier)
         limits = catalogue.limits(work.principal, reservation.client_address, work.served_model)
-        price = catalogue.price(work.served_model, work.principal.workspace_id, round(self._clock.time() * MICROS))
+        price = catalogue.price(work.served_model, work.principal.workspace_id, now)
         if price is None and self._refuse_unpriced:
-            return _Prepared(reservation, refusal=unpriced_error(work.served_model))
+            return _Prepared(reservation, limits, refusal=unpriced_error(work.served_model))
         if reservation.idempotency is not None and not self._outcomes.supported:
             return _Prepared(reservation, refusal=unsupported_error())
         prices = price.unit_prices if price else None
-        cap = None
-        if reservation.output_tokens == 0 and any(one.kind in _CAPPING and not one.shadow for one in limits):
+        cap, output_tokens = None, reservation.output_tokens
+        if output_tokens == 0 and any(one.kind in _CAPPING and not one.shadow for one in limits):
             cap = catalogue.tier(work.principal.tier).default_output_tokens
-            reservation = replace(reservation, output_tokens=min(cap * reservation.choices, MAX_TOKENS))
-        if prices is not None:
-            cost = prices.most(reservation.input_tokens, reservation.output_tokens)
-            reservation = replace(reservation, cost=cost)
+            output_tokens = min(cap * reservation.choices, MAX_TOKENS)
+        cost = prices.most(reservation.input_tokens, output_tokens) if prices else 0
+        if cost or cap:
+            reservation = replace(reservation, output_tokens=output_tokens, cost=cost)
         return _Prepared(reservation, limits, cap, prices)
 
     def _decision(self, prepared: _Prepared, taken: Taken) -> Decision:
@@ -143,10 +165,10 @@ class Reservations:
         else:
             outcome = taken.outcome
         if isinstance(outcome, Grant):
-            outcome = replace(outcome, output_token_cap=prepared.cap, prices=prepared.prices)
+            outcome = Grant(outcome.reserve_time, outcome.lease_expire_time, prepared.cap, prepared.prices)
         for notice in taken.notices:
             self._tell(notice)
-        enforced = tightest_first([state for state in taken.limits if not state.limit.shadow])
+        enforced = tuple(state for state in taken.limits if not state.limit.shadow)
         return Decision(prepared.reservation.ref, outcome, enforced)
 
     async def _take(self, prepared: Sequence[_Prepared]) -> Sequence[Taken]:

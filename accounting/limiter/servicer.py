@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+
 import grpc
 
 from accounting import checks
@@ -9,6 +12,7 @@ from accounting.limiter import convert
 from accounting.limiter.outcome_convert import outcome_from_proto
 from accounting.limiter.outcomes import Outcomes
 from accounting.limiter.reservations import Reservations
+from accounting.quota import Renewal, RunningRequest
 from naru.api.accounting.v1 import quota_service_pb2, quota_service_pb2_grpc
 from naru.context import current
 from naru.errors import NaruError
@@ -16,6 +20,8 @@ from naru.errors import NaruError
 _MAX_RESERVATIONS = 256
 _MAX_RELEASES = 256
 _MAX_RENEWALS = 4_096
+_CLOSED = Renewal(None)
+_CALLERS = 4_096  # principals that are remembered, since the same ones ask again and again
 
 
 class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
@@ -24,11 +30,19 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
     Args:
         reservations: Decides.
         outcomes: Keeps what became of requests with an idempotency key.
+        restore: Takes what running requests hold that is unknown.
     """
 
-    def __init__(self, reservations: Reservations, outcomes: Outcomes) -> None:
+    def __init__(
+        self,
+        reservations: Reservations,
+        outcomes: Outcomes,
+        restore: Callable[[Sequence[RunningRequest]], Awaitable[list[Renewal]]],
+    ) -> None:
         self._reservations = reservations
+        self._principal_of = lru_cache(_CALLERS)(convert.principal_from_bytes)
         self._outcomes = outcomes
+        self._restore = restore
 
     async def Reserve(
         self,
@@ -36,7 +50,7 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         context: grpc.aio.ServicerContext[quota_service_pb2.ReserveRequest, quota_service_pb2.ReserveResponse],
     ) -> quota_service_pb2.ReserveResponse:
         checks.batch("items", len(request.items), _MAX_RESERVATIONS)
-        read = [convert.reservation_from_proto(item) for item in request.items]
+        read = [convert.reservation_from_proto(item, self._principal_of) for item in request.items]
         decisions = iter(await self._reservations.reserve([one for one in read if not isinstance(one, NaruError)]))
         results = [
             convert.refused_to_proto(item, one)
@@ -77,7 +91,19 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         refs = [convert.ref_from_proto(item) for item in request.items]
         leases = iter(await self._reservations.renew([ref for ref in refs if ref is not None]))
         return quota_service_pb2.RenewResponse(
-            results=[convert.renewal_to_proto(None if ref is None else next(leases)) for ref in refs]
+            results=[convert.renewal_to_proto(_CLOSED if ref is None else next(leases)) for ref in refs]
+        )
+
+    async def Restore(
+        self,
+        request: quota_service_pb2.RestoreRequest,
+        context: grpc.aio.ServicerContext[quota_service_pb2.RestoreRequest, quota_service_pb2.RestoreResponse],
+    ) -> quota_service_pb2.RestoreResponse:
+        checks.batch("items", len(request.items), _MAX_RESERVATIONS)
+        read = [convert.running_from_proto(item, self._principal_of) for item in request.items]
+        leases = iter(await self._restore([one for one in read if one is not None]))
+        return quota_service_pb2.RestoreResponse(
+            results=[convert.renewal_to_proto(_CLOSED if one is None else next(leases)) for one in read]
         )
 
     async def KeepOutcome(

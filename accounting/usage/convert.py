@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from accounting import checks
+from accounting.engines import EngineFigures, EngineReport
 from accounting.limiter.convert import time_to_proto, work_from_proto
-from accounting.settlement import Accuracy, Evidence, Outcome, RecordStatus, UsageEvent
+from accounting.settlement import RecordStatus, UsageEvent
 from accounting.usage.reporting import Dimension, UsageQuery, UsageRecord, UsageRow
 from accounting.usage.request_log import LoggedRequest, RequestQuery, RequestRecord
 from naru.api.accounting.v1 import usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import usage_pb2
 from naru.convert import (
+    accuracy_from_proto,
+    accuracy_to_proto,
     error_to_proto,
+    evidence_from_proto,
+    outcome_from_proto,
+    outcome_to_proto,
     principal_from_proto,
     reason_from_proto,
     reason_to_proto,
@@ -25,21 +32,6 @@ from naru.errors import NaruError, Reason, invalid_argument
 from naru.identity import Principal, ServiceName
 from naru.usage import Usage
 
-_EVIDENCE = {
-    usage_event_pb2.EVIDENCE_ACCEPTED: Evidence.ACCEPTED,
-    usage_event_pb2.EVIDENCE_DELIVERED: Evidence.DELIVERED,
-    usage_event_pb2.EVIDENCE_FINAL: Evidence.FINAL,
-}
-_ACCURACY = {
-    usage_event_pb2.ACCURACY_EXACT: Accuracy.EXACT,
-    usage_event_pb2.ACCURACY_REPORTED: Accuracy.REPORTED,
-    usage_event_pb2.ACCURACY_ESTIMATED: Accuracy.ESTIMATED,
-}
-_OUTCOMES = {
-    usage_event_pb2.OUTCOME_COMPLETED: Outcome.COMPLETED,
-    usage_event_pb2.OUTCOME_ABORTED: Outcome.ABORTED,
-    usage_event_pb2.OUTCOME_FAILED: Outcome.FAILED,
-}
 _STATUSES = {
     RecordStatus.RECORDED: usage_service_pb2.RECORD_USAGE_STATUS_RECORDED,
     RecordStatus.KNOWN: usage_service_pb2.RECORD_USAGE_STATUS_KNOWN,
@@ -57,16 +49,14 @@ _DIMENSIONS = {
 _MICROS = 1_000_000
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MAX = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of google.protobuf.Timestamp
-_ACCURACY_TO_PROTO = {accuracy: value for value, accuracy in _ACCURACY.items()}
-_OUTCOMES_TO_PROTO = {outcome: value for value, outcome in _OUTCOMES.items()}
 
 
 def event_from_proto(message: usage_event_pb2.UsageEvent, service: ServiceName | None) -> UsageEvent | NaruError:
     """A report by `service`, or why it can never be recorded."""
     try:
-        evidence = _EVIDENCE.get(message.evidence)
-        accuracy = _ACCURACY.get(message.accuracy)
-        outcome = _OUTCOMES.get(message.outcome)
+        evidence = evidence_from_proto(message.evidence)
+        accuracy = accuracy_from_proto(message.accuracy)
+        outcome = outcome_from_proto(message.outcome)
         if evidence is None or accuracy is None or outcome is None:
             field = "evidence" if evidence is None else "accuracy" if accuracy is None else "outcome"
             raise invalid_argument(field, f"{field} must be set to a known value.")
@@ -85,6 +75,32 @@ def event_from_proto(message: usage_event_pb2.UsageEvent, service: ServiceName |
         )
     except NaruError as error:
         return error
+
+
+def engine_report_from_proto(
+    message: usage_service_pb2.EngineCounters, service: ServiceName | None
+) -> EngineReport | None:
+    """What an engine counted; None when it cannot be kept. It must not keep the events beside it from being recorded."""
+    if service is not ServiceName.INFERENCE:
+        return None
+    counted = EngineFigures(
+        message.requests, message.prompt_tokens, message.cached_prompt_tokens, message.completion_tokens
+    )
+    try:
+        return EngineReport(
+            _required("counters.replica", message.replica),
+            _required("counters.epoch", message.epoch),
+            EngineFigures(*(_counted(figure) for figure in astuple(counted))),
+            message.closed,
+        )
+    except NaruError:
+        return None
+
+
+def _counted(figure: int) -> int:
+    if figure < 0:
+        raise invalid_argument("counters", "counters must be at least 0.")
+    return figure
 
 
 def recorded_to_proto(outcome: RecordStatus | NaruError) -> usage_service_pb2.RecordUsageResult:
@@ -114,6 +130,7 @@ def record_from_proto(message: usage_event_pb2.RequestRecord) -> RequestRecord |
             response_bytes=message.response_bytes,
             stream=message.stream,
             trace_id=checks.text("trace_id", message.trace_id, 32),
+            finish_reason=checks.clipped(message.finish_reason, checks.MAX_FINISH_REASON),
         )
     except NaruError:
         return None
@@ -203,6 +220,7 @@ def logged_to_proto(logged: LoggedRequest) -> usage_event_pb2.LoggedRequest:
         response_bytes=record.response_bytes,
         stream=record.stream,
         trace_id=record.trace_id,
+        finish_reason=record.finish_reason,
     )
     if record.reason:
         message.reason = reason_to_proto(Reason(record.reason))
@@ -213,8 +231,8 @@ def logged_to_proto(logged: LoggedRequest) -> usage_event_pb2.LoggedRequest:
         message.served_model = logged.usage.served_model
         message.usage.CopyFrom(usage_to_proto(logged.usage.usage))
         message.cost = logged.usage.cost
-        message.outcome = _OUTCOMES_TO_PROTO[logged.usage.outcome]
-        message.accuracy = _ACCURACY_TO_PROTO[logged.usage.accuracy]
+        message.outcome = outcome_to_proto(logged.usage.outcome)
+        message.accuracy = accuracy_to_proto(logged.usage.accuracy)
     return message
 
 
@@ -234,8 +252,8 @@ def exported_to_proto(record: UsageRecord) -> usage_event_pb2.UsageRecord:
         endpoint=work.endpoint,
         requested_model=work.requested_model,
         served_model=work.served_model,
-        outcome=_OUTCOMES_TO_PROTO[record.outcome],
-        accuracy=_ACCURACY_TO_PROTO[record.accuracy],
+        outcome=outcome_to_proto(record.outcome),
+        accuracy=accuracy_to_proto(record.accuracy),
         usage=usage_to_proto(record.usage),
         cost=record.cost,
         price_id=record.price_id,
@@ -247,8 +265,10 @@ def exported_to_proto(record: UsageRecord) -> usage_event_pb2.UsageRecord:
 
 def _usage(message: usage_pb2.Usage) -> Usage:
     usage = usage_from_proto(message)
-    for name in ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens"):
-        checks.tokens(f"usage.{name}", getattr(usage, name))
+    checks.tokens("usage.prompt_tokens", usage.prompt_tokens)
+    checks.tokens("usage.completion_tokens", usage.completion_tokens)
+    checks.tokens("usage.cached_prompt_tokens", usage.cached_prompt_tokens)
+    checks.tokens("usage.reasoning_tokens", usage.reasoning_tokens)
     if usage.cached_prompt_tokens > usage.prompt_tokens:
         raise invalid_argument(
             "usage.cached_prompt_tokens", "usage.cached_prompt_tokens must be part of prompt_tokens."

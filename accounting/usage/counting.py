@@ -1,62 +1,66 @@
-"""Which attempts the sums by the hour have to take in and which they have to give back, pure."""
+"""What sums by the hour are made of, pure: how what counts changes them, and which of them a span of time has."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from accounting.quota import EventRef
 
 HOUR_MICROS = 3_600_000_000
 
 
-class RollState(IntEnum):
-    """What the sums by the hour have of an attempt.
+class Bucket(NamedTuple):
+    """What sums are kept by. The hour is its number since the Unix epoch, in UTC."""
 
-    PENDING: it is new or changed, and nobody looked at it since. COUNTED: its figures, as they are. PASSED: nothing, because it
-    is not settled yet or a later attempt counts instead.
-    """
+    hour: int
+    workspace_id: str
+    key_id: str
+    user_id: str
+    service_account: str
+    model: str
+    endpoint: str
 
-    PENDING = 0
-    COUNTED = 1
-    PASSED = 2
+
+class Figures(NamedTuple):
+    """What is summed; `cost` in nano-units. A change of sums may be negative."""
+
+    requests: int
+    unpriced_requests: int
+    cost: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What has to be known of an attempt."""
+class Share(NamedTuple):
+    """What an attempt adds to sums once it is settled, unless a later attempt counts in its place."""
 
     ref: EventRef
-    state: RollState
     settled: bool
+    bucket: Bucket
+    figures: Figures
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What becomes of attempts: added to the sums, taken off again, or passed over."""
+def changes(before: Iterable[Share], after: Iterable[Share]) -> dict[Bucket, Figures]:
+    """What has to be added to sums after events changed. Takes all of their attempts, as they were and as they are."""
+    sums: dict[Bucket, list[int]] = {}
+    for sign, shares in ((-1, before), (1, after)):
+        for share in _counting(shares):
+            figures = sums.setdefault(share.bucket, [0] * len(share.figures))
+            for index, figure in enumerate(share.figures):
+                figures[index] += sign * figure
+    return {bucket: Figures(*sums[bucket]) for bucket in sorted(sums) if any(sums[bucket])}
 
-    add: tuple[EventRef, ...]
-    subtract: tuple[EventRef, ...]
-    passed: tuple[EventRef, ...]
 
-
-def plan(attempts: Sequence[Attempt]) -> Plan:
-    """What has to happen so that events count with their highest attempt once it is settled; all attempts must be given."""
-    highest: dict[str, int] = {}
-    for attempt in attempts:
-        event_id = attempt.ref.event_id
-        highest[event_id] = max(attempt.ref.attempt, highest.get(event_id, 0))
-    add, subtract, passed = [], [], []
-    for attempt in attempts:
-        counts = attempt.settled and attempt.ref.attempt == highest[attempt.ref.event_id]
-        if counts and attempt.state is not RollState.COUNTED:
-            add.append(attempt.ref)
-        elif not counts and attempt.state is RollState.COUNTED:
-            subtract.append(attempt.ref)
-        elif attempt.state is RollState.PENDING:
-            passed.append(attempt.ref)
-    return Plan(tuple(add), tuple(subtract), tuple(passed))
+def _counting(shares: Iterable[Share]) -> list[Share]:
+    highest: dict[str, Share] = {}
+    for share in shares:
+        event_id = share.ref.event_id
+        if event_id not in highest or share.ref.attempt > highest[event_id].ref.attempt:
+            highest[event_id] = share
+    return [share for share in highest.values() if share.settled]
 
 
 def hours_within(start_time: int | None, end_time: int | None) -> tuple[int | None, int | None]:

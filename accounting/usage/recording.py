@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from accounting.catalogue.keeper import CatalogueKeeper
 from accounting.limiter.limiter import MICROS, Known, Limiter
 from accounting.quota import EventRef
-from accounting.settlement import BookedEvent, Evidence, Exact, RecordStatus, UsageEvent, booking_time
+from accounting.settlement import BookedEvent, Exact, RecordStatus, UsageEvent, booking_time
 from accounting.usage.store import UsageStore
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.logs import Logger
 from naru.metrics import Metrics
+from naru.usage import Evidence
 
 _BATCH = 512
 # What was written this recently is about to be told by whoever wrote it.
@@ -37,6 +39,7 @@ class Recorder:
         self._catalogue = catalogue
         self._clock = clock
         self._logger = logger
+        self._waiting = metrics.gauge("naru_settlements_waiting", "Settlements that the limiter was not told of yet.")
         self._reported = metrics.counter("naru_usage_events_total", "Reports of usage.", ("status",))
 
     async def record(self, events: Sequence[UsageEvent]) -> tuple[RecordStatus, ...]:
@@ -50,8 +53,8 @@ class Recorder:
             for event, reservation in zip(events, known, strict=True)
         ]
         recorded = await self._store.record(booked, now)
-        for status in recorded.statuses:
-            self._reported.labels(status).inc()
+        for status, count in Counter(recorded.statuses).items():
+            self._reported.labels(status).inc(count)
         await self.tell(recorded.settled)
         return recorded.statuses
 
@@ -74,10 +77,14 @@ class Recorder:
                 raise
             self._logger.warning("settlements wait in the outbox", count=len(settled), error=error.message)
 
+    async def measure_outbox(self) -> None:
+        """Says in the metrics what the limiter was not told. Raises NaruError SERVICE_UNAVAILABLE."""
+        self._waiting.set(await self._store.backlog(self._before()))
+
     async def deliver_outbox(self) -> None:
         """Tells the limiter what it was not told when it happened. Raises NaruError SERVICE_UNAVAILABLE."""
         while True:
-            waiting = await self._store.outbox(self._now() - round(_OUTBOX_AGE_SECONDS * MICROS), _BATCH)
+            waiting = await self._store.outbox(self._before(), _BATCH)
             await self._deliver(waiting)
             if len(waiting) < _BATCH:
                 return
@@ -93,6 +100,9 @@ class Recorder:
             if error.reason is not Reason.SERVICE_UNAVAILABLE:
                 raise
             return [Known(running=False, reserve_time=0) for _ in refs]
+
+    def _before(self) -> int:
+        return self._now() - round(_OUTBOX_AGE_SECONDS * MICROS)
 
     def _now(self) -> int:
         return round(self._clock.time() * MICROS)

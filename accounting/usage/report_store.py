@@ -9,21 +9,23 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from accounting.paging import page_size
-from accounting.tables import usage_days, usage_events, usage_hours, usage_reversals, usage_rollups
+from accounting.paging import page_size, write_token
+from accounting.tables import usage_changes, usage_days, usage_events, usage_hours, usage_rollups
 from accounting.usage.counting import HOUR_MICROS, days_within, hours_within, rests
+from accounting.usage.report_parts import between_times, first_size, is_parted, next_size, times_within
 from accounting.usage.reporting import (
     Dimension,
     UsageQuery,
     UsageRow,
-    decode_page,
-    encode_page,
+    page_position,
 )
-from accounting.usage.rollup_store import COUNTED, FIGURES, PENDING, days, events, hours, reversals
+from accounting.usage.rollup_store import FIGURES, days, events, hours, waiting_changes
 from accounting.usage.store import superseded
 from naru.database import Database
 from naru.errors import invalid_argument
 from naru.usage import Usage
+
+Group = tuple[str | int, ...]
 
 _COLUMNS = {
     Dimension.KEY: "key_id",
@@ -52,30 +54,27 @@ class ReportStore:
         Raises NaruError INVALID_ARGUMENT for a size below 0 or a token of another query, and as `usage`.
         """
         size = page_size(size)
-        rows = await self.usage(query, decode_page(query, token), size + 1)
+        rows = await self.usage(query, page_position(query, token), size + 1)
         if len(rows) <= size:
             return rows, ""
-        return rows[:size], encode_page(query, rows[size - 1].group)
+        return rows[:size], write_token((query,), rows[size - 1].group)
 
-    async def usage(self, query: UsageQuery, after: tuple[str | int, ...] | None, most: int) -> list[UsageRow]:
+    async def usage(self, query: UsageQuery, after: Group | None, most: int) -> list[UsageRow]:
         """Up to `most` rows that come after a row, ordered by the dimensions.
 
         Raises NaruError INVALID_ARGUMENT for times within an hour of which only the sum is kept.
         """
-        used = sa.union_all(*_contributions(query)).subquery()
-        columns = [_column(used, dimension) for dimension in query.group_by]
-        sums = [sa.func.coalesce(sa.func.sum(used.c[name]), 0) for name in FIGURES]
-        statement = sa.select(*columns, *sums)
-        if columns:
-            # What was reversed leaves sums of nothing behind.
-            counted = sa.func.sum(used.c.requests) > 0
-            statement = statement.group_by(*columns).having(counted).order_by(*columns).limit(most)
-        if columns and after is not None:
-            statement = statement.where(sa.tuple_(*columns) > sa.tuple_(*_bound(query, after)))
         async with self._database.reading() as connection:
             await _check_rests(connection, query)
-            rows = (await connection.execute(statement)).all()
-        return [_row(row, len(columns)) for row in rows]
+            if not is_parted(query):
+                return await _read(connection, query, after, most)
+            rows: list[UsageRow] = []
+            parts, size = _Parts(connection, query, after), first_size(query, most)
+            while len(rows) < most and await parts.advance(size):
+                found = await parts.read(most - len(rows))
+                rows += found
+                size = next_size(size, len(found), most - len(rows))
+            return rows
 
     async def about(self, query: UsageQuery) -> int:
         """About how many single events a question is about, by the sums of whole hours of which they are kept."""
@@ -85,6 +84,94 @@ class ReportStore:
         last = None if query.end_time is None else -(-query.end_time // HOUR_MICROS) * HOUR_MICROS
         (row,) = await self.usage(replace(query, group_by=(), start_time=first * HOUR_MICROS, end_time=last), None, 1)
         return row.requests
+
+
+class _Parts:
+    """Goes through an answer by ranges of values of its first dimension, from the row that a page begins after."""
+
+    def __init__(self, connection: AsyncConnection, query: UsageQuery, after: Group | None) -> None:
+        self._connection = connection
+        self._query = query
+        self._after = after
+        self._last: int | str | None = None
+        self._bounds: tuple[int, int] | None = None
+        self._values: list[int | str] = []
+
+    async def advance(self, size: int) -> bool:
+        """Goes on to the next so many values. Tells whether there are any."""
+        self._values = await (self._times(size) if self._query.group_by[0].is_time else self._texts(size))
+        if self._values:
+            self._last = self._values[-1]
+        return bool(self._values)
+
+    async def read(self, most: int) -> list[UsageRow]:
+        """The rows of these values."""
+        first, last = self._values[0], self._values[-1]
+        if isinstance(first, int) and isinstance(last, int):
+            return await _read(self._connection, between_times(self._query, first, last), self._after, most)
+        return await _read(self._connection, self._query, self._after, most, (first, last))
+
+    async def _times(self, size: int) -> list[int | str]:
+        if self._bounds is None:
+            self._bounds = times_within(self._query, *await _days_of_usage(self._connection))
+        first, last = self._bounds
+        if self._last is not None:
+            first = int(self._last) + 1
+        elif self._after is not None:
+            first = max(first, int(self._after[0]))
+        return [first, min(first + size - 1, last)] if first <= last else []
+
+    async def _texts(self, size: int) -> list[int | str]:
+        dimension, found = self._query.group_by[0], []
+        for source in _contributions(self._query):
+            value = _column(source.subquery(), dimension)
+            statement = sa.select(value.label("value")).distinct().order_by(value).limit(size)
+            if self._last is not None:
+                statement = statement.where(value > self._last)
+            elif self._after is not None:
+                statement = statement.where(value >= self._after[0])
+            found.append(sa.select(statement.subquery().c.value))
+        # The order of texts is the database's, which need not be Python's.
+        values = sa.union(*found).subquery().c.value
+        return list((await self._connection.execute(sa.select(values).order_by(values).limit(size))).scalars())
+
+
+async def _days_of_usage(connection: AsyncConnection) -> tuple[int, int]:
+    """The first and the last day of which there is any; the last is below where there is none."""
+    hour, day = usage_changes.c.hour, usage_days.c.day
+    columns = [function(column) for column in (day, hour) for function in (sa.func.min, sa.func.max)]
+    row = (await connection.execute(sa.select(*(sa.select(column).scalar_subquery() for column in columns)))).one()
+    first_day, last_day, first_hour, last_hour = row
+    firsts = [first_day, None if first_hour is None else first_hour // 24]
+    lasts = [last_day, None if last_hour is None else last_hour // 24]
+    return (
+        min((one for one in firsts if one is not None), default=0),
+        max((one for one in lasts if one is not None), default=-1),
+    )
+
+
+async def _read(
+    connection: AsyncConnection,
+    query: UsageQuery,
+    after: Group | None,
+    most: int,
+    values: tuple[int | str, int | str] | None = None,
+) -> list[UsageRow]:
+    """Up to `most` rows after a row, where `values` are given only of a range of the first dimension."""
+    used = sa.union_all(*_contributions(query)).subquery()
+    columns = [_column(used, dimension) for dimension in query.group_by]
+    sums = [sa.func.coalesce(sa.func.sum(used.c[name]), 0) for name in FIGURES]
+    statement = sa.select(*columns, *sums)
+    if columns:
+        # What was taken off again leaves sums of nothing behind.
+        counted = sa.func.sum(used.c.requests) > 0
+        statement = statement.group_by(*columns).having(counted).order_by(*columns).limit(most)
+    if columns and after is not None:
+        statement = statement.where(sa.tuple_(*columns) > sa.tuple_(*_bound(query, after)))
+    if values is not None:
+        statement = statement.where(columns[0] >= values[0], columns[0] <= values[1])
+    rows = (await connection.execute(statement)).all()
+    return [_row(row, len(columns)) for row in rows]
 
 
 def used_by(query: UsageQuery) -> sa.ColumnElement[bool]:
@@ -100,28 +187,12 @@ def used_by(query: UsageQuery) -> sa.ColumnElement[bool]:
 def _contributions(query: UsageQuery) -> list[sa.Select[Any]]:
     """What adds up to the answer, some of it negative; one statement reads it all at one moment."""
     first, last = hours_within(query.start_time, query.end_time)
-    higher = usage_events.alias("changed")
-    # A later attempt that nobody rolled yet counts instead of one that is in the sums.
-    replaced = sa.and_(
-        usage_events.c.event_id.in_(
-            sa.select(higher.c.event_id).where(higher.c.roll_state == sa.literal_column("0"), higher.c.attempt > 0)
-        ),
-        superseded(),
-    )
-    whole = _between(
-        usage_events.c.reserve_time,
-        None if first is None else first * HOUR_MICROS,
-        None if last is None else last * HOUR_MICROS,
-    )
-    narrowed = _narrowed(query, usage_events)
-    settled = usage_events.c.settled_time.is_not(None)
+    settled = sa.and_(usage_events.c.settled_time.is_not(None), ~superseded(), _narrowed(query, usage_events))
     return [
         *_sums(query, first, last),
-        reversals(sa.and_(_between(usage_reversals.c.hour, first, last), _narrowed(query, usage_reversals))),
-        events(sa.and_(PENDING, settled, ~superseded(), whole, narrowed)),
-        events(sa.and_(COUNTED, replaced, whole, narrowed), -1),
+        waiting_changes(sa.and_(_between(usage_changes.c.hour, first, last), _narrowed(query, usage_changes))),
         *(
-            events(sa.and_(settled, ~superseded(), _between(usage_events.c.reserve_time, *rest), narrowed))
+            events(sa.and_(settled, _between(usage_events.c.reserve_time, *rest)))
             for rest in rests(query.start_time, query.end_time)
         ),
     ]
@@ -189,7 +260,7 @@ def _row(row: Sequence[Any], width: int) -> UsageRow:
     return UsageRow(tuple(row[:width]), requests, Usage(*tokens), cost, unpriced)
 
 
-def _bound(query: UsageQuery, after: tuple[str | int, ...]) -> list[sa.BindParameter[Any]]:
+def _bound(query: UsageQuery, after: Group) -> list[sa.BindParameter[Any]]:
     return [
         sa.bindparam(None, value, type_=sa.BigInteger() if dimension.is_time else sa.String())
         for dimension, value in zip(query.group_by, after, strict=True)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import json
-import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
+from accounting.paging import read_token
 from accounting.quota import EventRef, Work
-from accounting.settlement import Accuracy, Outcome
 from accounting.usage.request_log import RequestQuery
-from naru.errors import NaruError, Reason, invalid_argument
+from naru.errors import NaruError, Reason
 from naru.identity import Caller, Role
-from naru.usage import Usage
+from naru.usage import Accuracy, Outcome, Usage
 
 
 class Dimension(StrEnum):
@@ -104,41 +99,12 @@ def visible(query: Asked, caller: Caller, method: str) -> Asked:
     raise _denied(method)
 
 
-def encode_page(query: UsageQuery, last: tuple[str | int, ...]) -> str:
-    """The token of the page after the row `last`."""
-    return base64.urlsafe_b64encode(json.dumps([_digest(query), *last]).encode()).decode()
-
-
-def decode_page(query: UsageQuery, token: str) -> tuple[str | int, ...] | None:
+def page_position(query: UsageQuery, token: str) -> tuple[str | int, ...] | None:
     """The row after which the page begins; None for the first page.
 
     Raises NaruError INVALID_ARGUMENT for a token of another query, or none of ours.
     """
-    if token == "":
-        return None
-    wrong = invalid_argument("page_token", "page_token is not one that this query returned.")
-    try:
-        parts = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
-    except (binascii.Error, UnicodeError, ValueError, RecursionError):
-        raise wrong from None
-    if not isinstance(parts, list) or len(parts) != 1 + len(query.group_by) or parts[0] != _digest(query):
-        raise wrong
-    last = tuple(parts[1:])
-    if not last or not all(_is_value(dimension, value) for dimension, value in zip(query.group_by, last, strict=True)):
-        raise wrong
-    return last
-
-
-def _is_value(dimension: Dimension, value: object) -> bool:
-    """Whether a dimension can have this value, in any database: a token comes from outside."""
-    if dimension.is_time:
-        return type(value) is int and 0 <= value < 10_000_000
-    # A lone surrogate is a text in JSON and in Python, and in no database.
-    return isinstance(value, str) and len(value) <= 512 and not re.search("[\0\ud800-\udfff]", value)
-
-
-def _digest(query: UsageQuery) -> str:
-    return hashlib.sha256(repr(query).encode()).hexdigest()[:16]
+    return read_token((query,), token, [int if dimension.is_time else str for dimension in query.group_by])
 
 
 def _denied(method: str) -> NaruError:

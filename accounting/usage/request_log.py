@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from accounting.settlement import Accuracy, Outcome
 from naru.errors import invalid_argument
 from naru.identity import Principal
-from naru.usage import Usage
+from naru.usage import Accuracy, Outcome, Usage
 
 _TRACE_ID = re.compile("[0-9a-f]{32}")
 
@@ -31,6 +30,7 @@ class RequestRecord:
     response_bytes: int
     stream: bool
     trace_id: str
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

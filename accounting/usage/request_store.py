@@ -10,7 +10,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from accounting.paging import page_size, read_token, write_token
 from accounting.quota import EventRef, Work
-from accounting.settlement import Accuracy, Outcome
 from accounting.tables import request_log, usage_events
 from accounting.usage.report_store import used_by
 from accounting.usage.reporting import UsageQuery, UsageRecord
@@ -18,7 +17,7 @@ from accounting.usage.request_log import LoggedRequest, RequestQuery, RequestRec
 from accounting.usage.store import superseded
 from naru.database import Database
 from naru.identity import Principal
-from naru.usage import Usage
+from naru.usage import Accuracy, Outcome, Usage
 
 EXPORT_CHUNK = 500
 _USED = ("served_model", "cost", "outcome", "accuracy")
@@ -149,6 +148,7 @@ def _columns(record: RequestRecord) -> dict[str, Any]:
         "response_bytes": record.response_bytes,
         "stream": record.stream,
         "trace_id": record.trace_id,
+        "finish_reason": record.finish_reason,
     }
 
 
@@ -171,6 +171,7 @@ def _logged(row: sa.Row[Any]) -> LoggedRequest:
         response_bytes=row.response_bytes,
         stream=bool(row.stream),
         trace_id=row.trace_id,
+        finish_reason=row.finish_reason,
     )
     if row.used_served_model is None:
         return LoggedRequest(record, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from accounting.tables import request_log, settlement_outbox, usage_corrections, usage_events, usage_rollups
-from accounting.usage.rollup_store import PENDING, RollupStore
+from accounting.usage.engine_counters import keep_pruned
+from accounting.usage.rollup_store import RollupStore
 from naru.database import Database
 
 
@@ -41,21 +42,20 @@ class RetentionStore:
     async def prune_usage(self, before: int, most: int) -> int:
         """Deletes up to `most` events that were booked before a time, with all attempts and corrections; tells how many.
 
-        Only what the sums by the hour have: nothing that changed since, is not settled, or that the limiter has to be told of.
+        Nothing that is not settled, or that the limiter has to be told of still.
         """
         other = usage_events.alias("other")
         kept = sa.exists().where(
             other.c.event_id == usage_events.c.event_id,
             sa.or_(
                 other.c.reserve_time >= before,
-                other.c.roll_state == sa.literal_column("0"),
                 other.c.settled_time.is_(None),
             ),
         )
         told = sa.exists().where(settlement_outbox.c.event_id == usage_events.c.event_id)
         old = (
             sa.select(usage_events.c.event_id)
-            .where(usage_events.c.reserve_time < before, ~PENDING, ~kept, ~told)
+            .where(usage_events.c.reserve_time < before, ~kept, ~told)
             .order_by(usage_events.c.reserve_time)
             .limit(most)
         )
@@ -64,6 +64,7 @@ class RetentionStore:
                 return 0
             event_ids = sorted(set((await connection.execute(old)).scalars()))
             if event_ids:
+                await keep_pruned(connection, event_ids)
                 for table in (usage_corrections, usage_events):
                     await connection.execute(sa.delete(table).where(table.c.event_id.in_(event_ids)))
         return len(event_ids)

@@ -9,7 +9,7 @@ from naru.errors import NaruError, Reason
 from naru.logs import Logger
 from naru.metrics import Metrics
 
-BATCH = 1_000
+BATCH = 5_000
 
 
 class Roller:

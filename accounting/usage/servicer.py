@@ -11,6 +11,7 @@ import grpc
 from accounting import checks
 from accounting.settlement import UsageEvent
 from accounting.usage import convert
+from accounting.usage.engine_counters import EngineCounterStore
 from accounting.usage.recording import Recorder
 from accounting.usage.report_store import ReportStore
 from accounting.usage.reporting import visible
@@ -20,6 +21,7 @@ from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
 from naru.clock import Clock
 from naru.context import current
 from naru.errors import NaruError
+from naru.identity import ServiceName
 from naru.logs import Logger
 
 _MAX_EVENTS = 1_024
@@ -32,6 +34,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
 
     Args:
         recorder: Keeps usage events.
+        engine_counters: Keeps what engines counted beside them.
         pruner: Knows which come too late.
         reports: Sums them.
         requests: Keeps the request log, and reads single events.
@@ -42,6 +45,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         self,
         *,
         recorder: Recorder,
+        engine_counters: EngineCounterStore,
         pruner: Pruner,
         reports: ReportStore,
         requests: RequestStore,
@@ -49,6 +53,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         logger: Logger,
     ) -> None:
         self._recorder = recorder
+        self._engine_counters = engine_counters
         self._pruner = pruner
         self._reports = reports
         self._requests = requests
@@ -64,6 +69,8 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         service = current().caller.service
         read = [self._taken(convert.event_from_proto(event, service)) for event in request.events]
         statuses = iter(await self._recorder.record([one for one in read if not isinstance(one, NaruError)]))
+        if request.HasField("counters"):
+            await self._keep_counters(request.counters, service)
         return usage_service_pb2.RecordUsageResponse(
             results=[convert.recorded_to_proto(one if isinstance(one, NaruError) else next(statuses)) for one in read]
         )
@@ -125,6 +132,13 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
                 yield usage_service_pb2.ExportUsageResponse(
                     records=[convert.exported_to_proto(record) for record in records]
                 )
+
+    async def _keep_counters(self, counters: usage_service_pb2.EngineCounters, service: ServiceName | None) -> None:
+        report = convert.engine_report_from_proto(counters, service)
+        if report is None:
+            self._logger.warning("dropped malformed counters of an engine", service=service)
+            return
+        await self._engine_counters.keep(report, round(self._clock.time() * _MICROS))
 
     def _taken(self, event: UsageEvent | NaruError) -> UsageEvent | NaruError:
         return event if isinstance(event, NaruError) else self._pruner.refusal(event) or event

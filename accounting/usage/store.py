@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
+from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from accounting.ledger.ledger import Account, Attempt, usage_entries
+from accounting.bulk import Bulk, given, insert_given, is_given, upsert
+from accounting.ledger.ledger import usage_entries
 from accounting.ledger.posting import post_events, post_usage
-from accounting.ledger.store import prepaid
-from accounting.quota import EventRef, Work
+from accounting.quota import EventRef
 from accounting.settlement import (
     BookedEvent,
     Change,
-    Evidence,
     Exact,
     Recorded,
     RecordStatus,
@@ -28,26 +26,26 @@ from accounting.settlement import (
 )
 from accounting.settlement import statuses as statuses_of
 from accounting.tables import limiter_epoch, settlement_outbox, usage_corrections, usage_events
-from accounting.usage.counting import RollState
-from accounting.usage.rollup_store import keep_rolled
+from accounting.usage.counting import changes
+from accounting.usage.event_rows import (
+    EVENT_COLUMNS,
+    OUTBOX_COLUMNS,
+    event_columns,
+    exact,
+    figures,
+    outbox_columns,
+    reference_columns,
+    settled_attempt,
+    share,
+    stored_event,
+    stored_share,
+)
+from accounting.usage.rollup_store import note_changes
 from naru.database import Database
-from naru.identity import Principal
-from naru.usage import Usage
+from naru.usage import Evidence
 
 _LIMITER = 1
 _KEY = (usage_events.c.event_id, usage_events.c.attempt)
-
-
-@dataclass(frozen=True, slots=True)
-class BookedUsage:
-    """What a principal used of a model in the bucket that begins at `bucket` times the width that was asked for."""
-
-    principal: Principal
-    model: str
-    bucket: int
-    requests: int
-    usage: Usage
-    cost: int
 
 
 class UsageStore:
@@ -83,7 +81,7 @@ class UsageStore:
                 booked: BookedEvent = best[ref]
                 stored: StoredEvent | None = None
                 if ref not in new:
-                    stored = _stored(locked[ref])
+                    stored = stored_event(locked[ref])
                     change = weigh(stored, booked)
                     if change is not None:
                         await self._replace(connection, booked, change, stored, now)
@@ -96,10 +94,9 @@ class UsageStore:
                 for index, status in zip(groups[ref], found, strict=True):
                     statuses[index] = status
             await self._note(connection, settled, now)
-            await post_events(connection, known, now)
-            first = [_attempt(best[ref], settled=True) for ref in new if ref.event_id not in known]
-            final = [one for one in first if one.evidence == Evidence.FINAL]
-            await post_usage(connection, usage_entries(final, {}, now))
+            await self._book(connection, [row for ref, row in locked.items() if ref not in new], known, now)
+            first = [best[ref] for ref in new if ref.event_id not in known]
+            await self._book_first(connection, [one for one in first if one.event.evidence is Evidence.FINAL], now)
         return Recorded(tuple(statuses), tuple(settled))
 
     async def expire(self, leases: Sequence[BookedEvent], now: int) -> list[Exact]:
@@ -110,8 +107,8 @@ class UsageStore:
         if not leases:
             return []
         async with self.database.writing() as connection:
-            await self._insert(connection, leases, now, settle_final=False)
-            return await self._settle(connection, [lease.event.ref for lease in leases], now)
+            new = await self._insert(connection, leases, now, settle_final=False)
+            return await self._settle(connection, [lease.event.ref for lease in leases], now, new)
 
     async def settle(self, refs: Sequence[EventRef], now: int) -> list[Exact]:
         """Settles attempts by the best evidence there is; returns what each counts with.
@@ -121,21 +118,22 @@ class UsageStore:
         if not refs:
             return []
         async with self.database.writing() as connection:
-            return await self._settle(connection, refs, now)
+            return await self._settle(connection, refs, now, set())
 
-    async def _settle(self, connection: AsyncConnection, refs: Sequence[EventRef], now: int) -> list[Exact]:
+    async def _settle(
+        self, connection: AsyncConnection, refs: Sequence[EventRef], now: int, new: Collection[EventRef]
+    ) -> list[Exact]:
         keys = sa.tuple_(*_KEY).in_([(ref.event_id, ref.attempt) for ref in refs])
         locked = await self._lock_events(connection, {ref.event_id for ref in refs})
         rows = [locked[ref] for ref in sorted(set(refs)) if ref in locked]
         await connection.execute(
-            sa.update(usage_events)
-            .where(keys, usage_events.c.settled_time.is_(None))
-            .values(settled_time=now, roll_state=RollState.PENDING.value)
+            sa.update(usage_events).where(keys, usage_events.c.settled_time.is_(None)).values(settled_time=now)
         )
         settled = [row for row in rows if row.settled_time is None]
-        await self._note(connection, [_exact(row) for row in settled], now)
-        await post_events(connection, {row.event_id for row in settled}, now)
-        return [_exact(row) for row in rows]
+        await self._note(connection, [exact(row) for row in settled], now)
+        before = [row for ref, row in locked.items() if ref not in new]
+        await self._book(connection, before, {ref.event_id for ref in locked}, now)
+        return [exact(row) for row in rows]
 
     async def unsettled(self, before: int, most: int) -> list[EventRef]:
         """The oldest attempts that were reported before a time and do not count yet."""
@@ -157,61 +155,21 @@ class UsageStore:
             .limit(most)
         )
         async with self.database.reading() as connection:
-            return [_exact(row) for row in await connection.execute(query)]
+            return [exact(row) for row in await connection.execute(query)]
+
+    async def backlog(self, before: int) -> int:
+        """How much the limiter has to be told still that was written before a time."""
+        query = sa.select(sa.func.count()).where(settlement_outbox.c.create_time < before)
+        async with self.database.reading() as connection:
+            return int((await connection.execute(query)).scalar_one())
 
     async def delivered(self, told: Sequence[Exact]) -> None:
         """Takes out of the outbox what the limiter knows now, unless better evidence came in between."""
         if not told:
             return
-        statement = sa.delete(settlement_outbox).where(
-            settlement_outbox.c.event_id == sa.bindparam("ref_event"),
-            settlement_outbox.c.attempt == sa.bindparam("ref_attempt"),
-            settlement_outbox.c.evidence == sa.bindparam("ref_evidence"),
-        )
-        rows = [
-            {"ref_event": one.ref.event_id, "ref_attempt": one.ref.attempt, "ref_evidence": one.evidence.value}
-            for one in sorted(told, key=lambda one: one.ref)
-        ]
+        ordered = sorted(told, key=attrgetter("ref"))
         async with self.database.writing() as connection:
-            await connection.execute(statement, rows)
-
-    async def booked_since(self, since: int, bucket_seconds: int) -> list[BookedUsage]:
-        """What was used since a time, whether it counts yet or not, per principal, model and bucket."""
-        width = sa.literal_column(str(bucket_seconds * 1_000_000), sa.BigInteger)
-        bucket = usage_events.c.reserve_time.op("/", return_type=sa.BigInteger())(width)
-        names = ("workspace_id", "key_id", "user_id", "tier", "served_model")
-        who = [usage_events.c[name] for name in names]
-        query = (
-            sa.select(
-                *who,
-                bucket.label("bucket"),
-                sa.func.count().label("requests"),
-                *(
-                    sa.func.sum(usage_events.c[name]).label(name)
-                    for name in ("prompt_tokens", "completion_tokens", "cost")
-                ),
-            )
-            # An event counts with its highest attempt only.
-            .where(usage_events.c.reserve_time >= since, ~superseded())
-            .group_by(*who, bucket)
-        )
-        async with self.database.reading() as connection:
-            return [
-                BookedUsage(
-                    Principal(row.workspace_id, tier=row.tier, key_id=row.key_id, user_id=row.user_id),
-                    row.served_model,
-                    int(row.bucket),
-                    int(row.requests),
-                    Usage(int(row.prompt_tokens), int(row.completion_tokens)),
-                    int(row.cost),
-                )
-                for row in await connection.execute(query)
-            ]
-
-    async def prepaid(self) -> Sequence[Account]:
-        """The accounts that are paid in advance."""
-        async with self.database.reading() as connection:
-            return await prepaid(connection)
+            await _FORGET.execute(connection, reference_columns(ordered))
 
     async def epoch(self) -> str | None:
         """The last epoch of the limiter that was noted; None when it never began."""
@@ -220,8 +178,8 @@ class UsageStore:
 
     async def note_epoch(self, epoch: str) -> None:
         """Notes the limiter's epoch."""
-        insert = self._upsert(limiter_epoch).values(limiter_id=_LIMITER, epoch=epoch)
         async with self.database.writing() as connection:
+            insert = upsert(connection.dialect.name, limiter_epoch).values(limiter_id=_LIMITER, epoch=epoch)
             await connection.execute(
                 insert.on_conflict_do_update(index_elements=["limiter_id"], set_={"epoch": insert.excluded.epoch})
             )
@@ -234,43 +192,27 @@ class UsageStore:
         Attempts before them that nobody has reported get a row without usage. Whoever reports one at the same time waits for
         us there, and so learns that a later attempt counts; or we wait, and learn what was posted for it.
         """
-        statement = (
-            self._upsert(usage_events).on_conflict_do_nothing(index_elements=["event_id", "attempt"]).returning(*_KEY)
-        )
-        rows = [
-            {
-                "event_id": booked.event.ref.event_id,
-                "attempt": booked.event.ref.attempt,
-                "reserve_time": booked.reserve_time,
-                "record_time": now,
-                "settled_time": now if settle_final and booked.event.evidence is Evidence.FINAL else None,
-                **_columns(booked),
-            }
-            for booked in events
-        ]
-        rows += [
-            {
-                "event_id": booked.event.ref.event_id,
-                "attempt": booked.event.ref.attempt,
-                "reserve_time": booked.reserve_time,
-                "record_time": now,
-                "settled_time": now,
-                **_columns(booked),
-            }
-            for booked in earlier_attempts(events)
-        ]
+        earlier = earlier_attempts(events)
         # One order for everybody: two transactions that wait for each other's rows would never end.
-        inserted = await connection.execute(statement, sorted(rows, key=itemgetter("event_id", "attempt")))
-        return {EventRef(row.event_id, row.attempt) for row in inserted}
+        ordered = sorted([*events, *earlier], key=attrgetter("event.ref"))
+        waste = {one.event.ref for one in earlier}
+        settled = [one.event.ref in waste or (settle_final and one.event.evidence is Evidence.FINAL) for one in ordered]
+        columns = event_columns(ordered, now, settled)
+        inserted = await _INSERT.execute(connection, columns)
+        return {EventRef(*row) for row in inserted}
 
     async def _lock_events(
         self, connection: AsyncConnection, event_ids: Collection[str]
     ) -> dict[EventRef, sa.Row[Any]]:
-        """All attempts of the events; nobody else changes them until the transaction ends."""
+        """All attempts of the events; nobody else changes them, or adds one, until the transaction ends."""
         if not event_ids:
             return {}
-        query = sa.select(usage_events).where(usage_events.c.event_id.in_(sorted(event_ids)))
-        rows = await connection.execute(query.order_by(*_KEY).with_for_update())
+        await _LOCK.execute(connection, {"event_id": list(event_ids)})
+        # What was added while we waited for the lock is not in what the statement that waited found.
+        return await self._attempts(connection, event_ids)
+
+    async def _attempts(self, connection: AsyncConnection, event_ids: Collection[str]) -> dict[EventRef, sa.Row[Any]]:
+        rows = await _READ.execute(connection, {"event_id": list(event_ids)})
         return {EventRef(row.event_id, row.attempt): row for row in rows}
 
     async def _replace(
@@ -283,11 +225,8 @@ class UsageStore:
     ) -> None:
         ref = booked.event.ref
         settled_time = stored.settled_time or (now if change.settle else None)
-        await keep_rolled(connection, _is(usage_events, ref))
         await connection.execute(
-            sa.update(usage_events)
-            .where(_is(usage_events, ref))
-            .values(**_columns(booked), settled_time=settled_time, roll_state=RollState.PENDING.value)
+            sa.update(usage_events).where(_is(usage_events, ref)).values(**figures(booked), settled_time=settled_time)
         )
         if change.correction is not None:
             await connection.execute(
@@ -299,35 +238,30 @@ class UsageStore:
                     reserve_time=stored.reserve_time,
                     create_time=now,
                     cost=change.correction.cost,
-                    **_tokens(change.correction.usage),
+                    **asdict(change.correction.usage),
                 )
             )
+
+    async def _book(
+        self, connection: AsyncConnection, before: Sequence[sa.Row[Any]], event_ids: Collection[str], now: int
+    ) -> None:
+        """Brings the ledger and the sums to what counts now of events, which are locked; `before`: as they were."""
+        if not event_ids:
+            return
+        after = list((await self._attempts(connection, event_ids)).values())
+        await note_changes(connection, changes(map(stored_share, before), map(stored_share, after)))
+        await post_events(connection, after, now)
+
+    async def _book_first(self, connection: AsyncConnection, events: Sequence[BookedEvent], now: int) -> None:
+        """The same for events that nobody knew before, and that count as they are."""
+        await note_changes(connection, changes((), (share(one, settled=True) for one in events)))
+        await post_usage(connection, usage_entries([settled_attempt(one) for one in events], {}, now))
 
     async def _note(self, connection: AsyncConnection, settled: Sequence[Exact], now: int) -> None:
         if not settled:
             return
-        insert = self._upsert(settlement_outbox)
-        statement = insert.on_conflict_do_update(
-            index_elements=["event_id", "attempt"],
-            set_={name: insert.excluded[name] for name in ("evidence", "prompt_tokens", "completion_tokens", "cost")},
-        )
-        rows = [
-            {
-                "event_id": one.ref.event_id,
-                "attempt": one.ref.attempt,
-                "evidence": one.evidence.value,
-                "prompt_tokens": one.usage.prompt_tokens,
-                "completion_tokens": one.usage.completion_tokens,
-                "cost": one.cost,
-                "create_time": now,
-            }
-            for one in settled
-        ]
-        await connection.execute(statement, sorted(rows, key=itemgetter("event_id", "attempt")))
-
-    def _upsert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-        # The two dialects have the same clause, each in a class of its own.
-        return postgresql.insert(table) if self.database.is_postgresql else sqlite.insert(table)
+        ordered = sorted(settled, key=attrgetter("ref"))
+        await _NOTE.execute(connection, outbox_columns(ordered, now))
 
 
 def superseded() -> sa.ColumnElement[bool]:
@@ -340,63 +274,44 @@ def _is(table: sa.Table, ref: EventRef) -> sa.ColumnElement[bool]:
     return sa.and_(table.c.event_id == ref.event_id, table.c.attempt == ref.attempt)
 
 
-def _stored(row: sa.Row[Any]) -> StoredEvent:
-    usage = Usage(row.prompt_tokens, row.completion_tokens, row.cached_prompt_tokens, row.reasoning_tokens)
-    return StoredEvent(Evidence(row.evidence), usage, row.cost, row.reserve_time, row.settled_time)
+def _insert(dialect: str) -> sa.ClauseElement:
+    insert = insert_given(dialect, usage_events, EVENT_COLUMNS)
+    return insert.on_conflict_do_nothing(index_elements=[column.name for column in _KEY]).returning(*_KEY)
 
 
-def _attempt(booked: BookedEvent, *, settled: bool) -> Attempt:
-    event = booked.event
-    return Attempt(
-        event.ref, event.work.principal.workspace_id, event.evidence.value, booked.cost, booked.reserve_time, settled
+def _read(dialect: str) -> sa.Select[Any]:
+    return sa.select(usage_events).where(
+        usage_events.c.event_id.in_(sa.select(given(dialect, [usage_events.c.event_id])))
     )
+
+
+def _lock(dialect: str) -> sa.ClauseElement:
+    return _read(dialect).with_only_columns(*_KEY).order_by(*_KEY).with_for_update()
+
+
+def _note(dialect: str) -> sa.ClauseElement:
+    insert = insert_given(dialect, settlement_outbox, OUTBOX_COLUMNS)
+    changed = ("evidence", "prompt_tokens", "completion_tokens", "cost")
+    return insert.on_conflict_do_update(
+        index_elements=[column.name for column in _KEY], set_={name: insert.excluded[name] for name in changed}
+    )
+
+
+def _forget(dialect: str) -> sa.ClauseElement:
+    names = ("event_id", "attempt", "evidence")
+    held, told = settlement_outbox.alias("held"), [settlement_outbox.c[name] for name in names]
+    those = [held.c[name] for name in names]
+    # What somebody else holds gets better evidence, or goes anyway: nobody waits for anybody.
+    free = sa.select(*those).where(is_given(dialect, those)).with_for_update(skip_locked=True)
+    return sa.delete(settlement_outbox).where(is_given(dialect, told), sa.tuple_(*told).in_(free).is_(sa.true()))
+
+
+_INSERT, _LOCK, _READ = Bulk(_insert), Bulk(_lock), Bulk(_read)
+_NOTE, _FORGET = Bulk(_note), Bulk(_forget)
 
 
 def _best(reports: Sequence[BookedEvent]) -> BookedEvent:
     """The first of those with the best evidence."""
+    if len(reports) == 1:
+        return reports[0]
     return max(reports, key=lambda report: report.event.evidence)
-
-
-def _exact(row: sa.Row[Any]) -> Exact:
-    usage = Usage(row.prompt_tokens, row.completion_tokens)
-    return Exact(EventRef(row.event_id, row.attempt), Evidence(row.evidence), usage, row.cost)
-
-
-def _columns(booked: BookedEvent) -> dict[str, Any]:
-    event = booked.event
-    return {
-        "evidence": event.evidence.value,
-        "accuracy": event.accuracy.value,
-        "outcome": event.outcome.value,
-        "accept_time": event.accept_time,
-        "end_time": event.end_time,
-        "replica": event.replica,
-        "epoch": event.epoch,
-        "cost": booked.cost,
-        "price_id": booked.price_id,
-        **_work(event.work),
-        **_tokens(event.usage),
-    }
-
-
-def _work(work: Work) -> dict[str, Any]:
-    return {
-        "key_id": work.principal.key_id,
-        "user_id": work.principal.user_id,
-        "service_account": work.principal.service_account,
-        "workspace_id": work.principal.workspace_id,
-        "tier": work.principal.tier,
-        "requested_model": work.requested_model,
-        "served_model": work.served_model,
-        "endpoint": work.endpoint,
-        "request_id": work.request_id,
-    }
-
-
-def _tokens(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "cached_prompt_tokens": usage.cached_prompt_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-    }

@@ -147,6 +147,8 @@ class GeneratingRoute:
                 recording = outcomes.Recording(wanted=call.idempotency is not None)
                 await self._write_answer(response, exchange, generation, parsed, recording)
                 generation.keep(recording.encode(exchange.request_id, _STREAM_HEADERS))
+                # Here it waits no longer for a client that does not read than anything else that is written.
+                await response.write_eof()
         except (ConnectionError, Replayed):
             raise
         except Exception as cause:
@@ -157,8 +159,6 @@ class GeneratingRoute:
             error = cause if isinstance(cause, NaruError) else internal_error(cause, exchange.endpoint)
             exchange.reason = error.reason
             await _break_off(request, response, error)
-        else:
-            await response.write_eof()
         return response
 
     async def _write_answer(

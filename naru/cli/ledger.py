@@ -165,10 +165,10 @@ def verify() -> None:
     response = session.run("accounting", call)
     seen = f"{response.events:,} events and {response.entries:,} entries"
     if not response.findings:
-        typer.echo(f"The books hold: {seen}.")
+        typer.echo(f"The books hold: {seen}.\n{_engines(response)}")
         return
     table = Table("check", "workspace", title=f"What should not be, in {seen}")
-    for column in ("count", "amount"):
+    for column in ("count", "amount", "tokens"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("one of them", no_wrap=True)
     for finding in response.findings:
@@ -177,10 +177,22 @@ def verify() -> None:
             escape(finding.workspace_id),
             f"{finding.count:,}",
             format_money(finding.amount),
+            f"{finding.tokens:,}",
             escape(finding.example),
         )
     tables.show(table)
+    typer.echo(_engines(response))
     raise typer.Exit(1)
+
+
+def _engines(response: ledger_service_pb2.VerifyLedgerResponse) -> str:
+    told = f"Engines counted exactly what was recorded in {response.exact_runs:,} of their runs."
+    if response.bounded_runs:
+        told += (
+            f" In {response.bounded_runs:,} they told less before they ended, or have not told all yet: of"
+            f" {response.uncounted_requests:,} requests there is the record alone."
+        )
+    return told
 
 
 def _show_balance(found: ledger_service_pb2.Balance) -> None:

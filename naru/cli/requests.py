@@ -85,7 +85,9 @@ def _cells(one: usage_event_pb2.LoggedRequest) -> list[str]:
         f"{one.usage.prompt_tokens:,}" if used else "",
         f"{one.usage.completion_tokens:,}" if used else "",
         format_money(one.cost) if used else "",
-        _short(error_reason_pb2.ErrorReason, one.reason) or _short(usage_event_pb2.Outcome, one.outcome),
+        _short(error_reason_pb2.ErrorReason, one.reason)
+        or escape(one.finish_reason)
+        or _short(usage_event_pb2.Outcome, one.outcome),
         escape(one.request_id),
     ]
 

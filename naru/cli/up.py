@@ -10,8 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -19,13 +18,15 @@ import aiohttp
 from rich.console import Console
 
 from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
-from naru.cli import processes
+from naru.cli import log_files, processes
+from naru.cli.settings import Settings, UpError, settings_from
 from naru.cli.state import RunningAlreadyError, StateFolder, write_private
 from naru.cli.supervisor import GaveUpError, Program, Supervised, tail
 from naru.cli.terminal import Terminal
 from naru.client import ServiceClient
 from naru.embedded import redis_executable
 from naru.errors import NaruError
+from naru.identity import ServiceName, ServiceTokens
 
 READY_SECONDS = 900.0
 """How long the services get to become ready; a large model takes minutes to load."""
@@ -39,74 +40,7 @@ DOWN_SECONDS = 200.0
 LEFTOVER_SECONDS = 60.0
 """How long the processes of a supervisor that was killed get to end; they were told to when it died."""
 
-DEFAULT_PORTS = {
-    "NARU_EDGE_PORT": 8000,
-    "NARU_EDGE_OPS_PORT": 50060,
-    "NARU_AUTHSVC_PORT": 50051,
-    "NARU_AUTHSVC_OPS_PORT": 50061,
-    "NARU_ACCOUNTING_PORT": 50052,
-    "NARU_ACCOUNTING_OPS_PORT": 50062,
-    "NARU_INFERENCE_PORT": 50053,
-    "NARU_INFERENCE_OPS_PORT": 50063,
-    "NARU_UP_REDIS_PORT": 50064,
-}
 SERVICES = ("authsvc", "accounting", "inference", "edge")
-OWN_VARIABLES = ("NARU_UP_STATE", "NARU_UP_REDIS_PORT", "NARU_UP_ENGINE")
-
-
-class UpError(Exception):
-    """`naru up` cannot go on; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What runs where.
-
-    Attributes:
-        ports: By variable name, `NARU_EDGE_PORT` and friends.
-        environ: For every service.
-    """
-
-    state: StateFolder
-    ports: Mapping[str, int]
-    environ: Mapping[str, str]
-
-
-def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
-    """Works out the services' environment; what the caller has set wins. Raises UpError for what is wrong or unknown."""
-    for name in environ:
-        if name.startswith("NARU_UP_") and name not in OWN_VARIABLES:
-            raise UpError(f"{name} is not a setting of `naru up`; known are {', '.join(OWN_VARIABLES)}")
-    ports: dict[str, int] = {}
-    for name, default in DEFAULT_PORTS.items():
-        try:
-            ports[name] = int(environ.get(name, default))
-        except ValueError as error:
-            raise UpError(f"{name} must be a port number, not {environ[name]!r}") from error
-        if not 0 < ports[name] < 65536:
-            raise UpError(f"{name} must be a port number from 1 to 65535, not {ports[name]}")
-        same = next(other for other, port in ports.items() if port == ports[name])
-        if same != name:
-            raise UpError(f"{same} and {name} are both {ports[name]}; each needs a port of its own")
-    data, redis_password = state.data.resolve(), state.secret("redis-password")
-    defaults = {
-        **{name: str(port) for name, port in ports.items()},
-        "NARU_SERVICE_TOKENS_DIR": str(state.secrets.resolve()),
-        "NARU_REFLECTION": "true",
-        "NARU_AUTHSVC_ADDRESS": f"127.0.0.1:{ports['NARU_AUTHSVC_PORT']}",
-        "NARU_ACCOUNTING_ADDRESS": f"127.0.0.1:{ports['NARU_ACCOUNTING_PORT']}",
-        "NARU_INFERENCE_ADDRESSES": f"127.0.0.1:{ports['NARU_INFERENCE_PORT']}",
-        "NARU_AUTHSVC_DATABASE_URL": f"sqlite+aiosqlite:///{data}/authsvc.db",
-        "NARU_AUTHSVC_PEPPER_FILES": f"1:{state.secrets.resolve()}/pepper",
-        "NARU_ACCOUNTING_DATABASE_URL": f"sqlite+aiosqlite:///{data}/accounting.db",
-        "NARU_ACCOUNTING_REDIS_URL": f"redis://:{redis_password}@127.0.0.1:{ports['NARU_UP_REDIS_PORT']}/0",
-        "NARU_ACCOUNTING_OUTCOME_KEY": state.secret("outcome-key"),
-        "NARU_INFERENCE_JOURNAL_DIR": f"{data}/journal",
-        "NARU_INFERENCE_REPLICA_ID": "local",
-    }
-    # A default beside the caller's `..._FILE` would be a second value for one setting.
-    defaults = {name: value for name, value in defaults.items() if f"{name}_FILE" not in environ}
-    return Settings(state, ports, {"PYTHONUNBUFFERED": "1", **defaults, **environ})
 
 
 class Up:
@@ -155,6 +89,8 @@ class Up:
             while not task.done() and not stop.done():
                 keepers = [s.task for s in self._supervised if s.task is not None]
                 await asyncio.wait([task, stop, *keepers], return_when=asyncio.FIRST_COMPLETED, timeout=1)
+                for supervised in self._supervised:
+                    log_files.keep_small(supervised.program.log)
                 for keeper in keepers:
                     if keeper.done() and (error := keeper.exception()) is not None:
                         raise UpError(str(error)) if isinstance(error, GaveUpError) else error
@@ -170,12 +106,13 @@ class Up:
 
     async def _bring_up(self, patience: float) -> None:
         await self._wait_for_free_ports(patience)
-        self._start(self._redis())
+        redis = self._start(self._redis())
         await self._wait_for_port("NARU_UP_REDIS_PORT", "Redis")
+        redis.ready = True
         for service in ("authsvc", "accounting"):
             await self._migrate(service)
         for service in SERVICES:
-            self._start(self._program(service, [sys.executable, "-m", service], self._stop_seconds(service)))
+            _ = self._start(self._program(service, [sys.executable, "-m", service], self._stop_seconds(service)))
         for supervised in self._supervised[1:]:
             await self._wait_until_ready(supervised)
         await self._wait_until_it_answers()
@@ -208,10 +145,11 @@ class Up:
                     taken.append(f"  port {port} {why}; choose another with {name}=<port>")
         return taken
 
-    def _start(self, program: Program) -> None:
+    def _start(self, program: Program) -> Supervised:
         supervised = Supervised(program, self._say)
         self._supervised.append(supervised)
         supervised.task = asyncio.create_task(supervised.keep_running(), name=program.name)
+        return supervised
 
     def _program(self, name: str, command: list[str], stop_seconds: float = 10.0) -> Program:
         return Program(name, command, self._settings.environ, self._settings.state.logs / f"{name}.log", stop_seconds)
@@ -288,11 +226,15 @@ class Up:
 
     async def _api_key(self) -> str:
         """The key in `dev.env` while it works, else a new admin key."""
-        state, address = self._settings.state, self._settings.environ["NARU_AUTHSVC_ADDRESS"]
-        known = state.read_dev_env().get("OPENAI_API_KEY", "")
+        environ = self._settings.environ
+        known = self._settings.state.read_dev_env().get("OPENAI_API_KEY", "")
         if known and await _answers(f"{self._base_url()}/models", known):
             return known
-        client = ServiceClient(address, name="authsvc", service_token=state.secret("service-token-operator"))
+        try:
+            token = ServiceTokens.read(Path(environ["NARU_SERVICE_TOKENS_DIR"])).of(ServiceName.OPERATOR)
+        except (OSError, ValueError) as error:
+            raise UpError(f"Cannot make the first key: {error}") from error
+        client = ServiceClient(environ["NARU_AUTHSVC_ADDRESS"], name="authsvc", service_token=token)
         try:
             stub = auth_service_pb2_grpc.AuthServiceStub(client.channel)
             request = auth_service_pb2.BootstrapRequest(additional=True)

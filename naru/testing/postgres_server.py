@@ -24,12 +24,14 @@ class PostgresServer:
     Args:
         folder: Holds everything of it, its socket included; a short path, as a Unix socket's may have 107 bytes.
         user: Whom its processes run as; None: whoever we are.
+        durable: Whether a commit waits for the disk, as in production; a test's data need not survive the machine.
     """
 
-    def __init__(self, executables: Path, folder: Path, user: str | None) -> None:
+    def __init__(self, executables: Path, folder: Path, user: str | None, *, durable: bool = False) -> None:
         self._executables = executables
         self._folder = folder
         self._user = user
+        self._durable = durable
         self._data = folder / "data"
 
     def new_database(self) -> str:
@@ -45,15 +47,20 @@ class PostgresServer:
 
     def start(self) -> None:
         """Returns when it answers; takes about a second, also after a kill."""
-        # A test's data need not survive the machine.
         options = (
-            f"-c listen_addresses='' -c unix_socket_directories={self._folder} -c fsync=off -c max_connections=200"
+            f"-c listen_addresses='' -c unix_socket_directories={self._folder} "
+            f"-c fsync={'on' if self._durable else 'off'} -c max_connections=200"
         )
         self._run("pg_ctl", "-D", self._data, "-w", "-l", self._folder / "log", "-o", options, "start")
 
+    @property
+    def pid(self) -> int:
+        """Its first process, which the others descend from."""
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+
     def kill(self) -> None:
         """Kills its first process with SIGKILL; the others end when they notice."""
-        os.kill(int((self._data / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ends it at once, cleanly enough to be started again."""
@@ -65,7 +72,7 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_cluster() -> Iterator[PostgresServer]:
+def postgres_cluster(*, durable: bool = False) -> Iterator[PostgresServer]:
     """Runs a server with a fresh data directory; takes about a second."""
     folder = Path(tempfile.mkdtemp(prefix="npg-"))
     executables, user = _executables(), None
@@ -75,7 +82,7 @@ def postgres_cluster() -> Iterator[PostgresServer]:
         executables = _copy(executables, folder)
         account = pwd.getpwnam(user)
         os.chown(folder, account.pw_uid, account.pw_gid)
-    server = PostgresServer(executables, folder, user)
+    server = PostgresServer(executables, folder, user, durable=durable)
     try:
         server.create()
         server.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import tempfile
@@ -11,14 +12,18 @@ from contextlib import ExitStack, contextmanager
 
 from naru.embedded import redis_executable
 
+SERVER_VARIABLE = "NARU_TEST_REDIS_SERVER"
+"""Names another redis-server for tests to run on."""
+
 
 @contextmanager
 def redis_server() -> Iterator[str]:
     """Runs an empty Redis on a free port of 127.0.0.1 and yields its URL."""
+    executable = os.environ.get(SERVER_VARIABLE) or redis_executable()
     with tempfile.TemporaryDirectory(prefix="naru-redis-") as folder:
         port = free_port()
         process = subprocess.Popen(  # noqa: S603 -- our own executable and arguments
-            [redis_executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder],
+            [executable, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder],
             stdout=subprocess.DEVNULL,
         )
         try:

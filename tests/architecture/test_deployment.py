@@ -123,7 +123,7 @@ def test_overrides_only_touch_services_that_exist(name: str) -> None:
 
 def test_every_documented_port_of_up_is_a_setting() -> None:
     """`NARU_EDGE_PORT` and friends, as `naru up` uses them, exist in the services' configuration."""
-    from naru.cli.up import DEFAULT_PORTS
+    from naru.cli.settings import DEFAULT_PORTS
 
     for name in DEFAULT_PORTS:
         service = name.split("_")[1].lower()

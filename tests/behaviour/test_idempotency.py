@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 import aiohttp
 import pytest
 
-from naru import api_key
-from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
-from tests.support.platform import MODEL, Platform, platform, until
+from tests.support import accounts
+from tests.support.platform import MODEL, Platform, platform
 
 pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(300)]
 
@@ -60,15 +59,6 @@ async def until_answered(
             await asyncio.sleep(0.05)
 
 
-def used(naru: Platform, key: str) -> usage_service_pb2.UsageRow:
-    """All that a key used, once nothing of it runs any more."""
-    until(lambda: naru.leases() == 0, 30, "every request to be settled")
-    with naru.channel("ACCOUNTING") as channel:
-        request = usage_service_pb2.QueryUsageRequest(key_id=api_key.parse(key).key_id)
-        stub = usage_service_pb2_grpc.UsageServiceStub(channel)
-        return stub.QueryUsage(request, metadata=naru.bearer(), timeout=10).rows[0]
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_one_generation_and_one_bill(naru: Platform, urls: Sequence[str], stream: bool) -> None:
     """A hundred at once: one generates, the others get its very answer or are told to wait; then all get it."""
@@ -80,7 +70,7 @@ async def test_one_generation_and_one_bill(naru: Platform, urls: Sequence[str], 
     assert {status for status, _, _ in answers} <= {200, 409}
     await until_answered(urls, key, body, "story")
     assert set(await send_at_once(urls, key, body, "story")) == {(200, first, True)}
-    row = used(naru, key)
+    row = accounts.used(naru, key)
     assert (row.requests, row.usage.completion_tokens) == (1, 180)
 
 
@@ -96,7 +86,7 @@ async def test_a_hang_up_frees_the_key(naru: Platform, urls: Sequence[str]) -> N
     ((status, text, replayed),) = await until_answered(urls, key, body, "story")
     assert (status, replayed) == (200, False)
     assert text.endswith(b"data: [DONE]\n\n")
-    assert used(naru, key).requests == 2
+    assert accounts.used(naru, key).requests == 2
 
 
 async def test_the_key_of_another_body(naru: Platform, urls: Sequence[str]) -> None:
@@ -109,4 +99,4 @@ async def test_the_key_of_another_body(naru: Platform, urls: Sequence[str]) -> N
             async with session.post(f"{url}/v1/chat/completions", json=BODY | {"max_tokens": 61}) as response:
                 assert response.status == 409
                 assert (await response.json())["error"]["code"] == "idempotency_key_reused"
-    assert used(naru, key).requests == 1
+    assert accounts.used(naru, key).requests == 1

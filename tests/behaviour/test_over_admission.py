@@ -12,17 +12,10 @@ import aiohttp
 import pytest
 
 from naru import api_key
-from naru.api.accounting.v1 import (
-    budget_service_pb2,
-    budget_service_pb2_grpc,
-    limit_pb2,
-    price_pb2,
-    pricing_service_pb2,
-    pricing_service_pb2_grpc,
-    usage_service_pb2,
-    usage_service_pb2_grpc,
-)
-from tests.support.platform import MODEL, Platform, platform, until
+from naru.api.accounting.v1 import budget_service_pb2, budget_service_pb2_grpc, limit_pb2
+from naru.pricing import NANO
+from tests.support import accounts
+from tests.support.platform import MODEL, Platform, platform
 
 pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(300)]
 
@@ -39,7 +32,6 @@ TEXTS = (
     "프랑스의 수도는 어디인가요? 한 문장으로 답해 주세요.",
     "def add(a: int, b: int) -> int:\n    return a + b\n",
 )
-NANO = 10**9
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +65,6 @@ async def chat_at_once(urls: Sequence[str], key: str, max_tokens: int) -> list[t
         return await asyncio.gather(*[chat(session, url, text) for url, text in asked])
 
 
-def settled(naru: Platform, key: str) -> usage_service_pb2.UsageRow:
-    """All that a key used, once nothing of it runs any more."""
-    until(lambda: naru.leases() == 0, 30, "every request to be settled")
-    with naru.channel("ACCOUNTING") as channel:
-        request = usage_service_pb2.QueryUsageRequest(key_id=api_key.parse(key).key_id)
-        stub = usage_service_pb2_grpc.UsageServiceStub(channel)
-        return stub.QueryUsage(request, metadata=naru.bearer(), timeout=10).rows[0]
-
-
 async def test_tokens_per_minute(naru: Platform, urls: Sequence[str]) -> None:
     """100 tokens a minute, prompts included: what was admitted never used more, and everything else was refused."""
     key = naru.new_key(description="tokens", tier="tokens")
@@ -89,7 +72,7 @@ async def test_tokens_per_minute(naru: Platform, urls: Sequence[str]) -> None:
     assert {status for status, _ in answers} == {200, 429}
     used = [usage["total_tokens"] for status, usage in answers if status == 200]
     assert 0 < sum(used) <= 100
-    row = settled(naru, key)
+    row = accounts.used(naru, key)
     assert (row.requests, row.usage.prompt_tokens + row.usage.completion_tokens) == (len(used), sum(used))
 
 
@@ -109,32 +92,23 @@ async def test_requests_in_flight(naru: Platform, urls: Sequence[str]) -> None:
     watcher.join()
     assert {status for status, _ in answers} == {200, 429}
     assert 1 <= max(seen) <= 5
-    assert settled(naru, key).requests == sum(status == 200 for status, _ in answers)
+    assert accounts.used(naru, key).requests == sum(status == 200 for status, _ in answers)
 
 
 async def test_a_budget(naru: Platform, urls: Sequence[str]) -> None:
     """5.00 a month at 0.25 a request and a price for tokens: what was admitted cost no more, to the nano-unit."""
     key = naru.new_key(description="budget", tier="unlimited")
-    prices = price_pb2.UnitPrices(input_million=1_000 * NANO, output_million=4_000 * NANO, request=NANO // 4)
     rule = limit_pb2.LimitRule(kind=limit_pb2.LIMIT_KIND_COST, window=limit_pb2.LIMIT_WINDOW_MONTH, limit=5 * NANO)
     budget = budget_service_pb2.Budget(scope=limit_pb2.LIMIT_SCOPE_KEY, scope_id=api_key.parse(key).key_id, rule=rule)
     with naru.channel("ACCOUNTING") as channel:
-        pricing = pricing_service_pb2_grpc.PricingServiceStub(channel)
-        wanted = price_pb2.Price(model=MODEL, unit_prices=prices)
-        price = pricing.CreatePrice(
-            pricing_service_pb2.CreatePriceRequest(price=wanted), metadata=naru.bearer(), timeout=10
-        ).price
         budget_service_pb2_grpc.BudgetServiceStub(channel).CreateBudget(
             budget_service_pb2.CreateBudgetRequest(budget=budget), metadata=naru.bearer(), timeout=10
         )
-    await asyncio.sleep(max(price.effective_time.ToSeconds() + 1 - price.create_time.ToSeconds(), 0))
+    await asyncio.to_thread(accounts.sell, naru)
     answers = await chat_at_once(urls, key, 4)
     assert {status for status, _ in answers} == {200, 429}
-    row = settled(naru, key)
+    row = accounts.used(naru, key)
     usages = [usage for status, usage in answers if status == 200]
-    exact = sum(
-        NANO // 4 + usage["prompt_tokens"] * NANO // 1_000 + usage["completion_tokens"] * NANO // 250
-        for usage in usages
-    )
+    exact = sum(accounts.cost(1, usage["prompt_tokens"], usage["completion_tokens"]) for usage in usages)
     assert (row.requests, row.cost, row.unpriced_requests) == (len(usages), exact, 0)
     assert 3 * NANO < exact <= 5 * NANO

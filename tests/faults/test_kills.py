@@ -169,3 +169,13 @@ def test_what_runs_is_what_should_run(naru: Platform) -> None:
         "inference",
     ]
     assert len([line for line in lines if "redis-server" in line]) == 1
+
+
+def test_redis_is_started_again_however_often_it_dies(naru: Platform) -> None:
+    """Three deaths of a Redis that worked are three restarts; nobody gives up on it."""
+    for _ in range(3):
+        until(lambda: naru.redis_ids() != [], 15, "Redis to run")
+        (process_id,) = naru.redis_ids()
+        os.kill(process_id, signal.SIGKILL)
+        until(lambda: process_id not in naru.redis_ids(), 5, "Redis to be gone")  # noqa: B023 -- called at once
+    until(lambda: answers(naru), 60, "chats to be answered")

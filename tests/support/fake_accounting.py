@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,7 @@ class FakeAccounting:
 
     Attributes:
         decide: Decides on reservations; grants everything by default.
+        answering: While it is not set, reservations are decided and their answers wait.
         keeping: Hears of fates first, and may raise.
         reserved, released, renewed, kept: What it was asked, in order.
         usage: Events that were reported.
@@ -68,6 +70,8 @@ class FakeAccounting:
 
     def __init__(self) -> None:
         self.decide: Decide = grant
+        self.answering = asyncio.Event()
+        self.answering.set()
         self.keeping: Callable[[quota_service_pb2.KeepOutcomeRequest], None] = lambda _: None
         self.reserved: list[quota_service_pb2.Reservation] = []
         self.released: list[tuple[str, int]] = []
@@ -109,7 +113,9 @@ class _Quota(quota_service_pb2_grpc.QuotaServiceServicer):
 
     async def Reserve(self, request: Any, context: Any) -> quota_service_pb2.ReserveResponse:
         self._fake.reserved.extend(request.items)
-        return quota_service_pb2.ReserveResponse(results=[self._fake.decide(item) for item in request.items])
+        results = [self._fake.decide(item) for item in request.items]
+        await self._fake.answering.wait()
+        return quota_service_pb2.ReserveResponse(results=results)
 
     async def Release(self, request: Any, context: Any) -> quota_service_pb2.ReleaseResponse:
         self._fake.released.extend((item.event_id, item.attempt) for item in request.items)

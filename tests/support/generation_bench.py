@@ -7,9 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inference.admission import Grant, Leases, Need, Reservations
+from inference.admission import Grant, Leases, Need, Renewal, Reservations, RunningRequest
 from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling
-from inference.events import Accepted, Event, EventKey, Finished, GenerationOrder, Refused, UsageEvent
+from inference.events import (
+    Accepted,
+    EngineReport,
+    Event,
+    EventKey,
+    Finished,
+    GenerationOrder,
+    Refused,
+    UsageEvent,
+)
 from inference.generations import Generations
 from inference.journal import Journal
 from inference.metrics import InferenceMetrics
@@ -40,7 +49,11 @@ class CommandedAccounting:
         self.reserved: list[tuple[EventKey, Need, int]] = []
         self.released: list[EventKey] = []
         self.renewed: list[list[EventKey]] = []
+        self.restored: list[list[RunningRequest]] = []
+        self.renewal: Callable[[EventKey], Renewal] = lambda _: Renewal.RENEWED
+        self.restoration = Renewal.RENEWED
         self.recorded: list[list[UsageEvent]] = []
+        self.reports: list[EngineReport | None] = []
         self.decision: Grant | NaruError = Grant()
         self.revision_decision: Grant | NaruError = Grant()
         self.away: NaruError | None = None
@@ -61,16 +74,21 @@ class CommandedAccounting:
     async def finish(self, keys: Sequence[EventKey]) -> None:
         """Nobody waits for a place."""
 
-    async def renew(self, keys: Sequence[EventKey]) -> list[bool]:
+    async def renew(self, keys: Sequence[EventKey]) -> list[Renewal]:
         self.renewed.append(list(keys))
         if self.away is not None:
             raise self.away
-        return [True] * len(keys)
+        return [self.renewal(key) for key in keys]
 
-    async def record_usage(self, events: Sequence[UsageEvent]) -> list[NaruError | None]:
+    async def restore(self, running: Sequence[RunningRequest]) -> list[Renewal]:
+        self.restored.append(list(running))
+        return [self.restoration] * len(running)
+
+    async def record_usage(self, events: Sequence[UsageEvent], report: EngineReport | None) -> list[NaruError | None]:
         if self.away is not None:
             raise self.away
         self.recorded.append(list(events))
+        self.reports.append(report)
         return [self.answer(event) for event in events]
 
 

@@ -10,11 +10,11 @@ import itertools
 import sys
 from pathlib import Path
 
-from inference.events import Evidence
 from inference.journal import Journal
 from inference.metrics import InferenceMetrics
 from naru.logs import get_logger
 from naru.metrics import Metrics
+from naru.usage import Evidence
 from tests.support.usage_events import event_of
 
 

@@ -18,8 +18,8 @@ import redis
 
 from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
 from naru.api.auth.v1 import api_key_service_pb2, api_key_service_pb2_grpc
+from naru.cli.settings import DEFAULT_PORTS
 from naru.cli.state import StateFolder
-from naru.cli.up import DEFAULT_PORTS
 from naru.testing.redis_server import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +89,12 @@ class Platform:
             process_id for process_id in children(self.process.pid) if command_line(process_id)[1:3] == ["-m", service]
         ]
 
+    def redis_ids(self) -> list[int]:
+        """Process ids of its Redis."""
+        return [
+            process_id for process_id in children(self.process.pid) if "redis-server" in command_line(process_id)[0]
+        ]
+
     def metric(self, service: str, name: str) -> float:
         """The sum of a metric's samples, over labels."""
         port = self.ports[f"NARU_{service.upper()}_OPS_PORT"]
@@ -125,9 +131,13 @@ class Platform:
 
     def leases(self) -> int:
         """Open reservations, of all keys."""
-        port, password = self.ports["NARU_UP_REDIS_PORT"], self.state.secret("redis-password")
-        with redis.Redis(port=port, password=password) as client:
+        with self.redis() as client:
             return int(client.zcard("{naru}:leases"))
+
+    def redis(self) -> redis.Redis:
+        """A client of its Redis."""
+        port, password = self.ports["NARU_UP_REDIS_PORT"], self.state.secret("redis-password")
+        return redis.Redis(port=port, password=password, decode_responses=True)
 
     @contextmanager
     def second_edge(self) -> Iterator[str]:

@@ -40,6 +40,7 @@ class RecordingAccounting(quota_service_pb2_grpc.QuotaServiceServicer, usage_ser
         self.renewed: list[quota_service_pb2.EventRef] = []
         self.finished: list[quota_service_pb2.EventRef] = []
         self.events: list[usage_event_pb2.UsageEvent] = []
+        self.counters: list[usage_service_pb2.EngineCounters] = []
         self.refusal: error_pb2.Error | None = None
         self.output_token_cap: int | None = None
 
@@ -83,6 +84,8 @@ class RecordingAccounting(quota_service_pb2_grpc.QuotaServiceServicer, usage_ser
         self, request: usage_service_pb2.RecordUsageRequest, context: Context
     ) -> usage_service_pb2.RecordUsageResponse:
         self.events += request.events
+        if request.HasField("counters"):
+            self.counters.append(request.counters)
         recorded = usage_service_pb2.RecordUsageResult(status=usage_service_pb2.RECORD_USAGE_STATUS_RECORDED)
         return usage_service_pb2.RecordUsageResponse(results=[recorded] * len(request.events))
 

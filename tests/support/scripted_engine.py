@@ -27,6 +27,11 @@ class Submitted:
     cancelled: bool = False
     counts: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
+    abandoned: bool = False
+
+    def abandon(self) -> None:
+        """Nobody waits for its end."""
+        self.abandoned = True
 
     def emit(self, text: str, *, choice: int = 0, tokens: int = 1, finish_reason: str = "", cached: int = 0) -> None:
         """One choice gains `tokens` tokens."""
@@ -105,9 +110,10 @@ class ScriptedEngine:
         return tuple(ServedModel(name, "test", 2048, 1_700_000_000.0) for name in self._models)
 
     def counters(self) -> EngineCounters:
-        """What it was told to say."""
-        generated = sum(sum(submitted.counts.values()) for submitted in self.submitted)
-        return EngineCounters(self.prompt_tokens * len(self.submitted), generated, len(self.submitted))
+        """What it was told to say, of what ended."""
+        ended = [one for one in self.submitted if len(one.ended) == one.choices and not one.abandoned]
+        generated = sum(sum(one.counts.values()) for one in ended)
+        return EngineCounters(len(ended), self.prompt_tokens * len(ended), 0, generated)
 
     def unfinished_requests(self) -> int:
         """Open choices."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from inference.events import Accuracy, Evidence, Outcome, UsageEvent
+from inference.events import UsageEvent
 from naru.identity import Principal
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 
 
 def event_of(number: int, evidence: Evidence = Evidence.FINAL) -> UsageEvent:

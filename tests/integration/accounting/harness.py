@@ -11,20 +11,27 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 
 from accounting.catalogue.keeper import CatalogueKeeper
 from accounting.catalogue.store import CatalogueStore
 from accounting.epoch import EpochKeeper
+from accounting.ledger.balance_keeper import BalanceKeeper
+from accounting.ledger.store import LedgerStore
+from accounting.limiter.balances import Balances
 from accounting.limiter.limiter import Limiter, connect
 from accounting.limiter.outcomes import Outcomes, Sealer
 from accounting.limiter.reservations import Reservations
 from accounting.limits import LimitRule, Tier, TierLimit
+from accounting.migrations import MIGRATIONS
 from accounting.quota import Decision, EventRef, Grant, Limit, LimitKind, LimitScope, LimitWindow, Reservation, Work
-from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent
+from accounting.settlement import BookedEvent, UsageEvent
 from accounting.sweeper import Sweeper
 from accounting.usage.recording import Recorder
+from accounting.usage.recovery_store import RecoveryStore
 from accounting.usage.report_store import ReportStore
 from accounting.usage.reporting import UsageQuery
+from accounting.usage.restoring import Restorer
 from accounting.usage.store import UsageStore
 from naru.clock import SystemClock
 from naru.database import Database
@@ -34,7 +41,7 @@ from naru.ids import uuid7
 from naru.logs import get_logger
 from naru.metrics import Metrics
 from naru.testing.clock import FakeClock
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 
 SECOND = 1_000_000
 START = 1_800_000_000 * SECOND
@@ -105,17 +112,20 @@ class Books:
     def __init__(self, database: Database, limiter: Limiter, clock: FakeClock, *, recovery_seconds: float = 90) -> None:
         self.database, self.limiter, self.clock = database, limiter, clock
         self.store, self.reports = UsageStore(database), ReportStore(database)
-        metrics = Metrics()
+        self.metrics = metrics = Metrics()
+        self.recovery_store = RecoveryStore(database)
         self.catalogue_store = CatalogueStore(database)
         self.catalogue = CatalogueKeeper(self.catalogue_store, {"metered": METERED}, clock, LOG)
         self.recorder = Recorder(
             store=self.store, limiter=limiter, catalogue=self.catalogue, clock=clock, logger=LOG, metrics=metrics
         )
         self.reservations = self._reservations(metrics, admit_when_lost=False)
+        self.restorer = Restorer(self.reservations, self.recovery_store, self.recorder)
         self.open_reservations = self._reservations(Metrics(), admit_when_lost=True)
         self.epochs = EpochKeeper(
             limiter=limiter,
             store=self.store,
+            recovery_store=self.recovery_store,
             catalogue=self.catalogue,
             logger=LOG,
             recovery_seconds=recovery_seconds,
@@ -127,6 +137,7 @@ class Books:
             limiter=limiter,
             recorder=self.recorder,
             epochs=self.epochs,
+            balances=BalanceKeeper(LedgerStore(database), Balances(limiter), LOG),
             clock=clock,
             logger=LOG,
             metrics=metrics,
@@ -198,3 +209,10 @@ async def eventually(condition: Callable[[], Awaitable[bool]], within: float = 1
     async with asyncio.timeout(within):
         while not await condition():
             await asyncio.sleep(0.02)
+
+
+def upgrade_to(connection: sa.Connection, revision: str) -> None:
+    """Makes the schema of an earlier version."""
+    config = MIGRATIONS._config()
+    config.attributes.update(connection=connection, version_table=MIGRATIONS._version_table)
+    command.upgrade(config, revision)

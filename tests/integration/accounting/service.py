@@ -58,8 +58,15 @@ class Caller:
         request = quota_service_pb2.RenewRequest(items=items)
         return list((await self._client.call(self._quota.Renew, request, timeout=_TIMEOUT)).results)
 
-    async def record(self, *events: usage_event_pb2.UsageEvent) -> list[usage_service_pb2.RecordUsageResult]:
-        request = usage_service_pb2.RecordUsageRequest(events=events)
+    async def restore(self, *items: quota_service_pb2.Reservation) -> list[quota_service_pb2.RenewResult]:
+        running = [quota_service_pb2.RunningRequest(reservation=item) for item in items]
+        request = quota_service_pb2.RestoreRequest(items=running)
+        return list((await self._client.call(self._quota.Restore, request, timeout=_TIMEOUT)).results)
+
+    async def record(
+        self, *events: usage_event_pb2.UsageEvent, counters: usage_service_pb2.EngineCounters | None = None
+    ) -> list[usage_service_pb2.RecordUsageResult]:
+        request = usage_service_pb2.RecordUsageRequest(events=events, counters=counters)
         return list((await self._client.call(self._usage.RecordUsage, request, timeout=_TIMEOUT)).results)
 
     async def log(self, *records: usage_event_pb2.RequestRecord) -> None:

@@ -9,14 +9,13 @@ from accounting.catalogue.catalogue import Price
 from accounting.limiter.reservations import Reservations
 from accounting.limits import Budget, LimitRule
 from accounting.quota import Decision, Grant, LimitKind, LimitScope, LimitWindow, Reservation
-from accounting.settlement import Evidence
 from accounting.tables import usage_corrections, usage_events
 from accounting.usage.reporting import UsageQuery, UsageRow
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.metrics import Metrics
 from naru.pricing import UnitPrices
-from naru.usage import Usage
+from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import (
     LOG,
     PRINCIPAL,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from accounting.quota import Grant, LimitKind
+from accounting.quota import Grant, LimitKind, Renewal
 from naru.errors import NaruError, Reason
 from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, empty, report
 
@@ -129,7 +129,7 @@ async def test_a_lease_lost_with_redis_is_settled_by_its_report(books: Books, re
     ref = await books.granted("metered")
     await empty(redis_url)
     await books.epochs.check()
-    assert await books.reservations.renew([ref]) == [None]
+    assert await books.reservations.renew([ref]) == [Renewal(None, unknown=True)]
     await books.recorder.record([report(ref)])
     assert await books.total() == (1, 7, 3)
     assert books.clock.time() * 1_000_000 == START

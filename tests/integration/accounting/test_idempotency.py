@@ -11,11 +11,11 @@ import pytest
 from accounting.idempotency import Fate, Held, HeldState, Idempotency, KeptOutcome, Replay, held_error
 from accounting.limiter.limiter import Limiter, connect
 from accounting.quota import EventRef, Grant, Limit, LimitKind, Reservation
-from accounting.settlement import Evidence, Exact
+from accounting.settlement import Exact
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.metrics import Metrics
-from naru.usage import Usage
+from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import (
     PRINCIPAL,
     SECOND,
@@ -276,9 +276,10 @@ async def test_redis_does_not_know_keys_or_answers(books: Books, redis_url: str)
     redis = connect(redis_url)
     names = [name async for name in redis.scan_iter("*")]
     sealed = await redis.get(f"{{naru}}:o:{wanted.ref.event_id}")
-    hashes = [str(await redis.hgetall(name)) for name in names if await redis.type(name) == "hash"]
+    hashes = [str(await redis.hgetall(name)) for name in names if await redis.type(name) == b"hash"]
     await redis.aclose()
-    assert not any("SECRET" in text for text in [*names, *hashes])
+    assert hashes
+    assert not any("SECRET" in text for text in [*map(str, names), *hashes])
     assert b"MARKER" not in base64.b64decode(sealed)
     assert len(sealed) < 1_000
     (decision,) = await books.reservations.reserve([keyed(key="SECRET-KEY-7")])

@@ -15,14 +15,15 @@ from sqlalchemy.exc import DBAPIError
 
 from accounting.migrations import MIGRATIONS
 from accounting.quota import EventRef
-from accounting.settlement import BookedEvent, Evidence, nothing_reported
+from accounting.settlement import BookedEvent, nothing_reported
 from accounting.tables import ledger_accounts, ledger_entries, ledger_postings
 from accounting.usage.report_store import ReportStore
 from accounting.usage.reporting import UsageQuery
 from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.identity import Principal
-from tests.integration.accounting.harness import START, WORK, new_ref, report
+from naru.usage import Evidence
+from tests.integration.accounting.harness import START, WORK, new_ref, report, upgrade_to
 
 DELIVERED, FINAL = Evidence.DELIVERED, Evidence.FINAL
 
@@ -190,12 +191,9 @@ async def test_nobody_changes_what_was_posted(store: UsageStore, database: Datab
 
 async def test_an_installation_that_is_upgraded_has_entries_for_what_it_used(database_url: str) -> None:
     """Also where a correction or a later attempt came in between."""
-    from alembic import command
-
     database = Database(database_url)
-    old = _UpTo(MIGRATIONS, "0002")
     async with database.writing() as connection:
-        await connection.run_sync(old.upgrade_to, command)
+        await connection.run_sync(upgrade_to, "0002")
         for attempt, cost, settled in ((0, 70, START), (1, 30, START)):
             await connection.execute(sa.text(_EVENT), {"e": "e1", "a": attempt, "c": cost, "s": settled})
         await connection.execute(sa.text(_EVENT), {"e": "e2", "a": 0, "c": 9, "s": START})
@@ -223,18 +221,6 @@ _CORRECTION = """
         cached_prompt_tokens, reasoning_tokens, reserve_time, create_time, cost)
     VALUES (:e, 0, 3, 2, 0, 0, 0, 0, 1, 1, :c)
 """
-
-
-class _UpTo:
-    """Migrations up to one of them."""
-
-    def __init__(self, migrations: Any, revision: str) -> None:
-        self._migrations, self._revision = migrations, revision
-
-    def upgrade_to(self, connection: sa.Connection, command: Any) -> None:
-        config = self._migrations._config()
-        config.attributes.update(connection=connection, version_table=self._migrations._version_table)
-        command.upgrade(config, self._revision)
 
 
 @pytest.mark.parametrize("seed", range(4))

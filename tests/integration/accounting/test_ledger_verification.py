@@ -11,9 +11,10 @@ from accounting.ledger.ledger import CreditWish, EntryKind
 from accounting.ledger.management import LedgerManager
 from accounting.ledger.store import LedgerStore
 from accounting.ledger.verification import Check, LedgerVerifier
-from accounting.settlement import Evidence
+from accounting.limiter.balances import Balances
 from naru.identity import Caller, ServiceName
 from naru.ids import uuid7
+from naru.usage import Evidence
 from tests.integration.accounting.harness import START, Books, booked, new_ref, report
 from tests.integration.accounting.test_costs import price, sell
 
@@ -35,6 +36,7 @@ async def busy(books: Books) -> LedgerManager:
     manager = LedgerManager(
         store=LedgerStore(books.database),
         limiter=books.limiter,
+        balances=Balances(books.limiter),
         refresh=books.catalogue.refresh,
         clock=books.clock,
         new_id=uuid7,

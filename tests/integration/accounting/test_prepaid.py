@@ -13,14 +13,14 @@ from accounting.catalogue.store import CatalogueStore
 from accounting.ledger.ledger import Account, CreditWish, Entry, EntryKind
 from accounting.ledger.management import LedgerManager
 from accounting.ledger.store import EntryFilter, LedgerStore
+from accounting.limiter.balances import Balances
 from accounting.limiter.limiter import Booked
 from accounting.limits import Budget, LimitRule
 from accounting.quota import Grant, Limit, LimitKind, LimitScope, LimitWindow
-from accounting.settlement import Evidence
 from naru.errors import NaruError, Reason
 from naru.identity import Caller, Principal, Role, ServiceName
 from naru.ids import uuid7
-from naru.usage import Usage
+from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import LOG, PRINCIPAL, START, WORK, Books, empty, refused, report
 from tests.integration.accounting.test_costs import price, sell
 
@@ -38,6 +38,7 @@ class Till:
         self.manager = LedgerManager(
             store=self.store,
             limiter=books.limiter,
+            balances=Balances(books.limiter),
             refresh=books.catalogue.refresh,
             clock=books.clock,
             new_id=uuid7,

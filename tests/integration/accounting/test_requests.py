@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from accounting.quota import EventRef
-from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome
+from accounting.settlement import BookedEvent
 from accounting.tables import request_log, usage_events
 from accounting.usage.report_store import ReportStore
 from accounting.usage.reporting import UsageQuery, UsageRecord
@@ -20,7 +20,7 @@ from accounting.usage.request_store import RequestStore
 from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.ids import uuid7
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 from tests.integration.accounting.harness import PRINCIPAL, SECOND, START, booked, new_ref, refused, report
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accounting.migrations import MIGRATIONS
 from accounting.quota import EventRef, Work
-from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent
+from accounting.settlement import BookedEvent, UsageEvent
 from accounting.tables import usage_events
 from accounting.usage.counting import HOUR_MICROS
 from accounting.usage.report_store import ReportStore
@@ -28,8 +29,8 @@ from naru.identity import Principal
 from naru.ids import uuid7
 from naru.metrics import Metrics
 from naru.testing import databases
-from naru.usage import Usage
-from tests.integration.accounting.harness import LOG, NEVER, START, Books, booked, new_ref, report
+from naru.usage import Accuracy, Evidence, Outcome, Usage
+from tests.integration.accounting.harness import LOG, NEVER, START, Books, booked, new_ref, report, upgrade_to
 
 BASE = START // HOUR_MICROS * HOUR_MICROS
 PEOPLE = (
@@ -177,7 +178,10 @@ async def _play(database: Database, steps: list[object], queries: list[UsageQuer
     async def check() -> None:
         rows = await all_rows(database)
         for query in queries:
-            assert await reports.usage(query, None, 10_000) == brute_force(rows, query)
+            expected = brute_force(rows, query)
+            assert await reports.usage(query, None, 10_000) == expected
+            if query.group_by:
+                assert await page_by_page(reports, query) == expected
 
     for step in steps:
         match step:
@@ -194,6 +198,14 @@ async def _play(database: Database, steps: list[object], queries: list[UsageQuer
     await check()
     await everything_rolled(rollups)
     await check()
+
+
+async def page_by_page(reports: ReportStore, query: UsageQuery) -> list[UsageRow]:
+    rows, token = await reports.page(query, 1, "")
+    while token:
+        more, token = await reports.page(query, 2, token)
+        rows += more
+    return rows
 
 
 async def all_rows(database: Database) -> list[object]:
@@ -307,3 +319,43 @@ async def test_settling_through_the_books_is_rolled(books: Books) -> None:
     assert await books.total() == (1, 7, 3)
     await everything_rolled(rollups)
     assert await books.total() == (1, 7, 3)
+
+
+_OLD_EVENT = """
+    INSERT INTO usage_events (event_id, attempt, evidence, accuracy, outcome, key_id, user_id, service_account, workspace_id,
+        tier, requested_model, served_model, endpoint, prompt_tokens, completion_tokens, cached_prompt_tokens,
+        reasoning_tokens, reserve_time, request_id, replica, epoch, record_time, settled_time, cost, price_id, roll_state)
+    VALUES (:event, :attempt, 3, 'exact', 'completed', '', '', '', 'ws', '', '', 'm', '/v1', :tokens, 0, 0, 0, 1, '', '', '',
+        1, :settled, 0, 'p', :state)
+"""
+_OLD_SUMS = """
+    INSERT INTO {} ({}, workspace_id, key_id, user_id, service_account, model, endpoint, requests, unpriced_requests, cost,
+        prompt_tokens, completion_tokens, cached_prompt_tokens, reasoning_tokens)
+    VALUES (0, 'ws', '', '', '', 'm', '/v1', :requests, 0, 0, :tokens, 0, 0, 0)
+"""
+
+
+async def test_an_installation_that_is_upgraded_sums_what_waited(database_url: str) -> None:
+    """What was not rolled, what was superseded since, and what was to be taken off again."""
+    database = Database(database_url)
+    async with database.writing() as connection:
+        await connection.run_sync(upgrade_to, "0005")
+        for event, attempt, tokens, settled, state in (
+            ("rolled", 0, 1, 1, 1),
+            ("superseded", 0, 10, 1, 1),
+            ("superseded", 1, 100, 1, 0),
+            ("corrected", 0, 1_000, 1, 0),
+            ("waits", 0, 10_000, None, 2),
+        ):
+            values = {"event": event, "attempt": attempt, "tokens": tokens, "settled": settled, "state": state}
+            await connection.execute(sa.text(_OLD_EVENT), values)
+        for table, time in (("usage_hours", "hour"), ("usage_days", "day")):
+            await connection.execute(sa.text(_OLD_SUMS.format(table, time)), {"requests": 3, "tokens": 1 + 10 + 900})
+        reversal = sa.text(_OLD_SUMS.format("usage_reversals", "hour"))
+        await connection.execute(reversal, {"requests": 1, "tokens": 900})
+    await MIGRATIONS.upgrade(database)
+    reports, rollups = ReportStore(database), RollupStore(database)
+    for _ in range(2):
+        assert await reports.usage(UsageQuery(), None, 1) == [UsageRow((), 3, Usage(1 + 100 + 1_000, 0))]
+        await everything_rolled(rollups)
+    await database.close()

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from accounting.config import AccountingConfig
 from accounting.limiter.limiter import connect
-from accounting.tables import request_log
+from accounting.tables import engine_counters, request_log
 from naru.api.accounting.v1 import limit_pb2, quota_service_pb2, usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import error_reason_pb2
 from naru.convert import principal_to_proto, timestamp_to_proto
@@ -317,3 +317,35 @@ async def test_a_redis_that_was_emptied_closes_the_service_for_its_recovery(
         return result.HasField("grant")
 
     await eventually(granted)
+
+
+async def test_counters_that_cannot_be_kept_do_not_hold_up_events(
+    edge: Caller, inference: Caller, config: AccountingConfig
+) -> None:
+    """Neither malformed ones nor an edge's; the event beside them is recorded all the same."""
+    counters = usage_service_pb2.EngineCounters(replica="a", epoch="b", requests=1)
+    delivered = final(KEY, evidence=usage_event_pb2.EVIDENCE_DELIVERED)
+    nobody, negative = usage_service_pb2.EngineCounters(requests=1), usage_service_pb2.EngineCounters(requests=-1)
+    for caller, event, told in (
+        (edge, delivered, counters),
+        (inference, final(KEY), nobody),
+        (inference, final(KEY), negative),
+        (inference, final(KEY), counters),
+    ):
+        assert [result.status for result in await caller.record(event, counters=told)] == [RECORDED]
+    database = Database(config.database_url)
+    async with database.reading() as connection:
+        kept = (await connection.execute(sa.select(engine_counters.c.replica, engine_counters.c.requests))).all()
+    await database.close()
+    assert kept == [("a", 1)]
+
+
+async def test_a_running_request_is_restored(inference: Caller) -> None:
+    """What nothing is known of is said to be unknown, and has a lease once it was restored; what cannot be read has none."""
+    item, wrong = wanted(KEY), wanted(KEY, event_id="no id")
+    (unknown,) = await inference.renew(ref(item))
+    assert (unknown.renewed, unknown.unknown) == (False, True)
+    restored = await inference.restore(item, wrong)
+    assert [one.renewed for one in restored] == [True, False]
+    (renewed,) = await inference.renew(ref(item))
+    assert (renewed.renewed, renewed.unknown) == (True, False)

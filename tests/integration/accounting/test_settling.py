@@ -8,10 +8,11 @@ import pytest
 
 from accounting.limiter.limiter import Limiter
 from accounting.quota import EventRef, Grant, LimitKind
-from accounting.settlement import Evidence, RecordStatus
+from accounting.settlement import RecordStatus
 from accounting.tables import settlement_outbox, usage_corrections, usage_events
 from naru.errors import NaruError, Reason
 from naru.testing.redis_server import free_port
+from naru.usage import Evidence
 from tests.integration.accounting.harness import SECOND, START, Books, new_limiter, new_ref, report
 
 RECORDED, KNOWN = RecordStatus.RECORDED, RecordStatus.KNOWN
@@ -108,7 +109,7 @@ async def test_a_renewed_lease_goes_on(books: Books) -> None:
     await books.recorder.record([report(ref, Evidence.DELIVERED)])
     for _ in range(5):
         books.advance(40)
-        assert await books.reservations.renew([ref]) != [None]
+        assert (await books.reservations.renew([ref]))[0].lease_expire_time is not None
         await books.sweeper.sweep()
     assert await books.total() == (0, 0, 0)
     assert (await books.remaining())[IN_FLIGHT] == 3
@@ -121,7 +122,7 @@ async def test_the_sweeper_waits_a_lease_after_its_start(books: Books, limiter: 
     restarted = Books(books.database, limiter, books.clock)
     await restarted.sweeper.sweep()
     assert await books.rows(usage_events) == []
-    assert await books.reservations.renew([ref]) != [None]
+    assert (await books.reservations.renew([ref]))[0].lease_expire_time is not None
     books.advance(59)
     await restarted.sweeper.sweep()
     assert await books.rows(usage_events) == []
@@ -182,13 +183,17 @@ async def test_usage_is_recorded_while_redis_is_away(books: Books) -> None:
     away = new_limiter(f"redis://127.0.0.1:{free_port()}/0", now=START)
     cut_off = Books(books.database, away, books.clock)
     assert await cut_off.recorder.record([report(ref)]) == (RECORDED,)
+    books.advance(2)
+    await cut_off.sweeper.sweep()
+    assert cut_off.metrics.registry.get_sample_value("naru_settlements_waiting") == 1
     await away.close()
     assert await books.total() == (1, 7, 3)
     assert await books.remaining() == {REQUESTS: 99, TOKENS: 9_490, IN_FLIGHT: 3}
-    books.advance(2)
     await books.sweeper.sweep()
     assert await books.remaining() == {REQUESTS: 99, TOKENS: 9_990, IN_FLIGHT: 4}
     assert await books.rows(settlement_outbox) == []
+    await books.sweeper.sweep()
+    assert books.metrics.registry.get_sample_value("naru_settlements_waiting") == 0
 
 
 async def test_the_default_output_is_taken_and_sent_as_a_cap(books: Books) -> None:

@@ -12,14 +12,14 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from accounting import migrations
 from accounting.quota import EventRef
-from accounting.settlement import Evidence, Exact, RecordStatus, nothing_reported
+from accounting.settlement import Exact, RecordStatus, nothing_reported
 from accounting.tables import metadata, settlement_outbox, usage_corrections, usage_events
 from accounting.usage.report_store import ReportStore
 from accounting.usage.reporting import Dimension, UsageQuery, UsageRow
 from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.errors import NaruError, Reason
-from naru.usage import Usage
+from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import NEVER, PRINCIPAL, START, WORK, booked, new_ref, refused, report
 
 RECORDED, KNOWN = RecordStatus.RECORDED, RecordStatus.KNOWN

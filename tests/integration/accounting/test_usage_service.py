@@ -70,12 +70,14 @@ async def test_a_request_and_its_usage(service: Service, edge: Caller, inference
     event = final(key, accept_time=timestamp_to_proto(time.time() - 60), endpoint="/v1/completions", request_id="req_1")
     await inference.record(event)
     record = logged("req_1", event_id=event.event_id, principal=principal_to_proto(key), endpoint="/v1/completions")
+    record.finish_reason = "length"
     await edge.log(record)
     (one,) = (await owner.requests(status_class=2, trace_id=TRACE, model="smollm2")).requests
     assert (one.request_id, one.event_id, one.key_id, one.workspace_id) == ("req_1", event.event_id, key.key_id, "ws-1")
     assert (one.status, one.reason, one.duration_us, one.first_byte_us, one.stream) == (200, 0, 900, 80, True)
     assert (one.start_time, one.served_model, one.requested_model) == (record.start_time, "smollm2", "gpt-4o-mini")
     assert (one.usage, one.outcome, one.accuracy) == (event.usage, event.outcome, event.accuracy)
+    assert one.finish_reason == "length"
     (row,) = await owner.export(endpoint="/v1/completions")
     assert (row.event_id, row.request_id, row.reserve_time) == (event.event_id, "req_1", event.accept_time)
     assert (row.usage, row.outcome, row.served_model, row.key_id) == (event.usage, event.outcome, "smollm2", key.key_id)

@@ -225,6 +225,29 @@ async def test_client_that_does_not_read_the_end_is_cut(tmp_path: Path) -> None:
         writer.close()
 
 
+async def test_nothing_that_is_left_unread_holds_a_place(tmp_path: Path) -> None:
+    """Wherever an answer ends: written but for its last bytes, or handed to the kernel but for what it cannot take."""
+    step = 8_192
+
+    async def long(generation: generation_pb2.Generation) -> AsyncIterator[Sequence[Event]]:
+        yield [accepted()]
+        steps = int(generation.request_id)
+        for tokens in range(1, steps):
+            yield [delta("x" * step, tokens)]
+            await asyncio.sleep(0)
+        yield [delta("x", steps, finish="stop"), finished()]
+
+    async with edge_with_peers(tmp_path, stream_buffer_bytes=100 << 20, stream_stall_seconds=0.3) as edge:
+        edge.inference.behave = long
+        clients = [await open_unread(edge, "2000")]
+        await until(lambda: edge.accounting.records, 10.0)
+        taken = edge.accounting.records[0].response_bytes // step
+        clients += [await open_unread(edge, str(taken + more)) for more in range(-24, 4)]
+        await until(lambda: len(edge.accounting.records) == len(clients), 10.0)
+        for _reader, writer in clients:
+            writer.close()
+
+
 async def test_time_runs_out(tmp_path: Path) -> None:
     """A request over its time is cancelled: 504 before the answer began, an error event after."""
     async with edge_with_peers(tmp_path, request_timeout=0.1) as edge:

@@ -173,6 +173,33 @@ async def test_rate_limit(edge: Harness) -> None:
     assert edge.accounting.released == []
 
 
+@pytest.mark.parametrize("body", [CHAT, CHAT | {"stream": True}], ids=["whole", "stream"])
+async def test_answers_tell_where_limits_stand(edge: Harness, body: dict[str, Any]) -> None:
+    """Those that are granted too, as headers of a stream before its first byte."""
+    limits = (
+        limit(limit_pb2.LIMIT_KIND_REQUESTS, limit_pb2.LIMIT_WINDOW_MINUTE, 10, 4, 11.2),
+        limit(limit_pb2.LIMIT_KIND_OUTPUT_TOKENS, limit_pb2.LIMIT_WINDOW_HOUR, 1000, 900, 60),
+        limit(limit_pb2.LIMIT_KIND_REQUESTS, limit_pb2.LIMIT_WINDOW_HOUR, 100, 90, 360),
+    )
+    edge.accounting.decide = lambda reservation: grant(reservation, limits=limits)
+    async with edge.post(PATH, body) as answer:
+        assert answer.status == 200
+        found = {name.lower(): value for name, value in answer.headers.items() if "ratelimit" in name.lower()}
+        await answer.read()
+    assert found == {
+        "x-ratelimit-limit-requests": "10",
+        "x-ratelimit-remaining-requests": "4",
+        "x-ratelimit-reset-requests": "11.2s",
+        "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": "900",
+        "x-ratelimit-reset-tokens": "1m0s",
+        "x-ratelimit-limit-minute": "10",
+        "x-ratelimit-remaining-minute": "4",
+        "x-ratelimit-limit-hour": "100",
+        "x-ratelimit-remaining-hour": "90",
+    }
+
+
 async def test_request_larger_than_the_limit_is_not_retried(edge: Harness) -> None:
     """Where waiting does not help the SDK is told not to try again."""
     error = NaruError(Reason.REQUEST_EXCEEDS_LIMIT, "Too large.")
@@ -227,6 +254,21 @@ async def test_accounting_away(edge: Harness) -> None:
         assert answer.headers["Retry-After"] == "1"
         assert (await answer.json())["error"]["code"] == "service_unavailable"
     assert edge.inference.submitted == []
+
+
+async def test_a_reservation_that_is_not_answered(edge: Harness) -> None:
+    """Asked again as the same event for two seconds; then 503, nothing is submitted, and what may be held is given back."""
+    edge.accounting.answering.clear()
+    async with edge.post(PATH, CHAT) as answer:
+        assert answer.status == 503
+        assert (await answer.json())["error"]["code"] == "service_unavailable"
+    await until(lambda: edge.accounting.released)
+    (event_id,) = {reservation.event_id for reservation in edge.accounting.reserved}
+    assert edge.accounting.released == [(event_id, 0)]
+    assert edge.inference.submitted == []
+    edge.accounting.answering.set()
+    async with edge.post(PATH, CHAT) as answer:
+        assert answer.status == 200
 
 
 async def test_accounting_away_and_admitted(tmp_path: Path) -> None:
@@ -290,6 +332,7 @@ async def test_request_records(edge: Harness) -> None:
     assert 0 < good.first_byte_us <= good.duration_us
     assert good.request_bytes > 10
     assert good.response_bytes > 100
+    assert good.finish_reason == "stop"
     assert by_status[404].reason == error_reason_pb2.ERROR_REASON_MODEL_NOT_FOUND
     assert by_status[404].requested_model == "gpt-5"
     assert not by_status[401].HasField("principal")

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling
+from inference.engine_count import EngineCount
 from inference.vllm_compat import load, per_step_hook_available
 from inference.vllm_engine import VllmEngine
 from inference.vllm_outputs import Outputs
@@ -359,7 +360,8 @@ async def test_without_the_hook_it_works_the_same(engine: VllmEngine) -> None:
         payload = prepared.payload
         assert isinstance(payload, EnginePayload)
         heard = Heard()
-        outputs = Outputs(prepared.choices, payload.options, heard, lambda tokens: None, get_logger("test"))
+        counted = EngineCount().begin(prepared.choices, prepared.choices)
+        outputs = Outputs(prepared.choices, payload.options, heard, counted, get_logger("test"))
         return heard, await submitter.submit(payload, outputs), prepared.choices
 
     hooked = await complete(engine, chat(temperature=0, max_tokens=8))

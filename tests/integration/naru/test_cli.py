@@ -290,9 +290,14 @@ async def test_the_ledger(terminal: Terminal) -> None:
 async def test_verifying_the_ledger(terminal: Terminal) -> None:
     """Books that hold are said to; findings are shown, and the command fails."""
     answers = terminal.accounting.rpcs.answers
-    answers["LedgerService/VerifyLedger"] = ledger_service_pb2.VerifyLedgerResponse(events=1_234, entries=5)
+    answers["LedgerService/VerifyLedger"] = ledger_service_pb2.VerifyLedgerResponse(
+        events=1_234, entries=5, exact_runs=2, bounded_runs=1, uncounted_requests=3
+    )
     done = await terminal.naru("ledger", "verify")
-    assert (done.code, done.out) == (0, "The books hold: 1,234 events and 5 entries.\n")
+    assert done.code == 0
+    assert "The books hold: 1,234 events and 5 entries." in done.out
+    assert "exactly what was recorded in 2 of their runs" in done.out
+    assert "of 3 requests there is the record alone" in done.out
     finding = ledger_service_pb2.LedgerFinding(
         check=ledger_service_pb2.LEDGER_CHECK_EVENTS, workspace_id="w1", count=3, amount=-7, example="event-9"
     )
@@ -360,6 +365,7 @@ async def test_requests_are_listed(terminal: Terminal) -> None:
         usage=usage_pb2.Usage(prompt_tokens=1_000, completion_tokens=20),
         cost=150_000,
         outcome=usage_event_pb2.OUTCOME_COMPLETED,
+        finish_reason="tool_calls",
     )
     refused = usage_event_pb2.LoggedRequest(
         request_id="req_2", status=429, reason=error_reason_pb2.ERROR_REASON_RATE_LIMIT_EXCEEDED
@@ -376,7 +382,7 @@ async def test_requests_are_listed(terminal: Terminal) -> None:
         "45",
         "1,000",
         "0.00015",
-        "completed",
+        "tool_calls",
         "rate_limit_exceeded",
     ):
         assert shown in done.out

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from accounting.config import AccountingConfig
 from authsvc.config import AuthsvcConfig
 from naru.cli import processes
+from naru.cli.log_files import keep_small
+from naru.cli.settings import settings_from
 from naru.cli.state import StateFolder
 from naru.cli.supervisor import GaveUpError, Program, Supervised
-from naru.cli.up import Up, settings_from
+from naru.cli.up import Up
 from naru.config import load
 
 # Starts a child of its own, says both process ids, and sleeps.
@@ -106,6 +109,7 @@ def test_a_subreaper_adopts_orphans() -> None:
 import os, subprocess, sys
 from pathlib import Path
 from naru.cli import processes
+from naru.cli.log_files import keep_small
 processes.become_subreaper()
 middle = subprocess.Popen([sys.executable, "-c", {PARENT!r}], stdout=subprocess.PIPE, start_new_session=True)
 parent, orphan = map(int, middle.stdout.readline().split())
@@ -182,6 +186,37 @@ def test_a_secret_by_file_replaces_the_default(tmp_path: Path) -> None:
     url_file.write_text("sqlite+aiosqlite:////tmp/x.db\n")
     environ = settings_from({"NARU_AUTHSVC_DATABASE_URL_FILE": str(url_file)}, state).environ
     assert load(AuthsvcConfig, environ).database_url == "sqlite+aiosqlite:////tmp/x.db"
+
+
+def test_no_secret_is_in_the_environment(tmp_path: Path) -> None:
+    """Services read them from files; a value that the caller has set takes the place of the file."""
+    state = StateFolder(tmp_path / "state")
+    state.prepare()
+    environ = settings_from({}, state).environ
+    made = {path.read_text().strip() for path in state.secrets.iterdir()}
+    assert not [name for name, value in environ.items() if any(secret in value for secret in made)]
+    config = load(AccountingConfig, environ)
+    assert config.outcome_key == state.secret("outcome-key")
+    assert config.redis_url == f"redis://:{state.secret('redis-password')}@127.0.0.1:50064/0"
+    own = {"NARU_ACCOUNTING_OUTCOME_KEY": "k" * 40}
+    assert load(AccountingConfig, settings_from(own, state).environ).outcome_key == "k" * 40
+
+
+async def test_a_log_stays_small(tmp_path: Path) -> None:
+    """What came before is kept once; the process writes on into the same file."""
+    code = "import time\nfor n in range(1000000): print(n, flush=True); time.sleep(0.001)"
+    supervised = Supervised(program(tmp_path, code), lambda _: None, ready=True)
+    supervised.task = asyncio.create_task(supervised.keep_running())
+    log, kept = tmp_path / "log", tmp_path / "log.1"
+    for _ in range(2):
+        await until(lambda: log.exists() and log.stat().st_size > 200)
+        keep_small(log, 200)
+        assert log.stat().st_size < 200 < kept.stat().st_size
+    seen = [int(line) for line in kept.read_text().splitlines()]
+    assert seen == sorted(seen)
+    await until(lambda: log.stat().st_size > 0)
+    assert int(log.read_text().splitlines()[0]) > seen[-1]
+    await supervised.stop()
 
 
 def test_a_service_gets_the_time_to_stop_that_it_was_given(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import secrets
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from naru.identity import ServiceName
 from tests.support.platform import ROOT, Platform, alive, command_line, descendants, until
 
 pytestmark = pytest.mark.timeout(180)
@@ -29,7 +31,12 @@ ENVIRON = {
 @pytest.fixture
 def naru(tmp_path: Path) -> Iterator[Platform]:
     """One installation that the test starts; nothing of it is left, whatever the test did."""
-    platform, seen = Platform(tmp_path / "state", ENVIRON), set()
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    for name in ServiceName:
+        (tokens / f"service-token-{name}").write_text(secrets.token_urlsafe(32))
+    environ = ENVIRON | {"NARU_SERVICE_TOKENS_DIR": str(tokens)}
+    platform, seen = Platform(tmp_path / "state", environ), set()
     start = platform.start
 
     def noting_start() -> None:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from accounting.migrations import MIGRATIONS
 from accounting.quota import EventRef, Work
-from accounting.settlement import Accuracy, BookedEvent, Evidence, Outcome, UsageEvent, nothing_reported
+from accounting.settlement import BookedEvent, UsageEvent, nothing_reported
 from accounting.tables import ledger_accounts, ledger_entries, ledger_postings
 from accounting.usage.store import UsageStore
 from naru.database import Database
 from naru.identity import Principal
 from naru.testing.databases import migrated
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 
 EVENTS = [f"00000000-0000-7000-8000-{number:012d}" for number in range(3)]
 # Each event is one workspace's, whoever reports it.

@@ -23,14 +23,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from accounting.limiter.answers import Taken
 from accounting.limiter.limiter import Limiter, connect
 from accounting.quota import EventRef, Grant, Limit, LimitKind, LimitScope, LimitWindow, Reservation, Work
-from accounting.settlement import Evidence, Exact
+from accounting.settlement import Exact
 from naru.clock import SystemClock
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.testing.redis_server import redis_server
-from naru.usage import Usage
+from naru.usage import Evidence, Usage
 
 SECOND = 1_000_000
 START = 1_800_000_000 * SECOND
@@ -229,7 +230,7 @@ class QuotaMachine(RuleBasedStateMachine):
     def new_event(self, tokens: tuple[int, int]) -> Any:
         self.events += 1
         name = ref(self.events, 0)
-        self.reserve(name, 0, tokens)
+        self.reserve((name, 0, tokens))
         return name
 
     @rule(target=names, tokens=st.tuples(TOKENS, TOKENS), name=names)
@@ -238,19 +239,44 @@ class QuotaMachine(RuleBasedStateMachine):
         attempt = max(known.attempt for known in [*self.model.made, name] if known.event_id == event_id) + 1
         if attempt > 3:
             return multiple()
-        self.reserve(EventRef(event_id, attempt), 0, tokens)
+        self.reserve((EventRef(event_id, attempt), 0, tokens))
         return EventRef(event_id, attempt)
 
     @rule(name=names, revision=st.integers(0, 3), tokens=st.tuples(TOKENS, TOKENS))
     def again(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> None:
-        self.reserve(name, revision, tokens)
+        self.reserve((name, revision, tokens))
 
-    def reserve(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> None:
-        """Reserves in both; the model says what the answer must be."""
-        reservation = Reservation(name, revision, WORK, *tokens, cost=cost_of(tokens))
+    @rule(
+        target=names,
+        fresh=st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=4),
+        known=st.lists(st.tuples(names, st.integers(0, 3), st.tuples(TOKENS, TOKENS)), max_size=3),
+        order=st.randoms(use_true_random=False),
+    )
+    def batch(
+        self, fresh: list[tuple[int, int]], known: list[tuple[EventRef, int, tuple[int, int]]], order: Any
+    ) -> Any:
+        """One call with several items: each is decided by what the ones before it left."""
+        new = [(ref(self.events + index, 0), 0, tokens) for index, tokens in enumerate(fresh, 1)]
+        self.events += len(new)
+        # The first one's figures may get better in the same call.
+        wanted = [*new, (new[0][0], 1, fresh[-1]), *known]
+        order.shuffle(wanted)
+        self.reserve(*wanted)
+        return multiple(*(name for name, _, _ in new))
+
+    def reserve(self, *wanted: tuple[EventRef, int, tuple[int, int]]) -> None:
+        """Reserves in both, in one call; the model says what the answers must be."""
+        items = [
+            (Reservation(name, revision, WORK, *tokens, cost=cost_of(tokens)), LIMITS)
+            for name, revision, tokens in wanted
+        ]
+        verdict = self.run(self.limiter.reserve(items))
+        for (name, revision, tokens), taken in zip(wanted, verdict.taken, strict=True):
+            self.compare(name, revision, tokens, taken)
+
+    def compare(self, name: EventRef, revision: int, tokens: tuple[int, int], taken: Taken) -> None:
+        """One answer with that of the model."""
         self.model.shadows.clear()
-        verdict = self.run(self.limiter.reserve([(reservation, LIMITS)]))
-        (taken,) = verdict.taken
         expected = self.expect(name, revision, tokens)
         if isinstance(expected, Made):
             assert taken.outcome == Grant(expected.reserved, expected.lease)
@@ -309,15 +335,19 @@ class QuotaMachine(RuleBasedStateMachine):
         made.lease = min(self.model.now + LEASE, made.reserved + LIFETIME)
         return made
 
-    @rule(name=names)
-    def release(self, name: EventRef) -> None:
+    @rule(released=st.lists(names, min_size=1, max_size=3))
+    def release(self, released: list[EventRef]) -> None:
+        answers = self.run(self.limiter.release(released))
+        assert answers == [self.expect_release(name) for name in released]
+
+    def expect_release(self, name: EventRef) -> bool:
         made = self.model.made.get(name)
         expected = made is not None and made.state == "open"
-        assert self.run(self.limiter.release([name])) == [expected]
         if made is None:
             self.model.made[name] = Made("released", 0, 0, 0, False)
         elif expected:
             made.state, made.tokens = "released", (0, 0)
+        return expected
 
     @rule(name=names)
     def finish(self, name: EventRef) -> None:
@@ -337,9 +367,16 @@ class QuotaMachine(RuleBasedStateMachine):
             made.lease = min(self.model.now + LEASE, made.reserved + LIFETIME)
             assert lease == made.lease
 
-    @rule(name=names, evidence=st.sampled_from(Evidence), tokens=st.tuples(TOKENS, TOKENS))
-    def settle(self, name: EventRef, evidence: Evidence, tokens: tuple[int, int]) -> None:
-        self.run(self.limiter.settle([Exact(name, evidence, Usage(*tokens), cost_of(tokens))]))
+    @rule(
+        reports=st.lists(st.tuples(names, st.sampled_from(Evidence), st.tuples(TOKENS, TOKENS)), min_size=1, max_size=3)
+    )
+    def settle(self, reports: list[tuple[EventRef, Evidence, tuple[int, int]]]) -> None:
+        exact = [Exact(name, evidence, Usage(*tokens), cost_of(tokens)) for name, evidence, tokens in reports]
+        self.run(self.limiter.settle(exact))
+        for name, evidence, tokens in reports:
+            self.expect_settled(name, evidence, tokens)
+
+    def expect_settled(self, name: EventRef, evidence: Evidence, tokens: tuple[int, int]) -> None:
         made = self.model.made.get(name)
         if made is None or evidence.value <= made.rank:
             return

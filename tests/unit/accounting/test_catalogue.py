@@ -101,6 +101,25 @@ def test_the_price_in_force(workspace_id: str, time: int, price_id: str | None) 
 
 
 @pytest.mark.parametrize(
+    ("model", "workspace_id", "price_id"),
+    [
+        ("m:french", "", "10"),
+        ("m:french", "ws", "ws30"),
+        ("m:dear", "", "20"),
+        ("m:dear", "ws", "20"),
+        ("org/m:v1:french", "", "5"),
+        ("other:french", "", None),
+        (":m", "", None),
+    ],
+)
+def test_an_adapter_costs_what_its_base_does(model: str, workspace_id: str, price_id: str | None) -> None:
+    """Unless it has a price of its own."""
+    prices = [price(10), price(30, "ws"), price(20, model="m:dear"), price(5, model="org/m:v1")]
+    found = Catalogue({}, prices=prices).price(model, workspace_id, 100)
+    assert (found.price_id if found else None) == price_id
+
+
+@pytest.mark.parametrize(
     ("rule", "field"),
     [
         (LimitRule(LimitKind.CONCURRENCY, LimitWindow.HOUR, 1), "rule.window"),

@@ -1,4 +1,4 @@
-"""Which attempts sums take in or give back, and what a span of time has beside whole hours."""
+"""What changes sums, and what a span of time has beside whole hours."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accounting.quota import EventRef
-from accounting.usage.counting import HOUR_MICROS, Attempt, Plan, RollState, days_within, hours_within, plan, rests
+from accounting.usage.counting import HOUR_MICROS, Bucket, Figures, Share, changes, days_within, hours_within, rests
 
 TIMES = st.none() | st.integers(0, 30).map(lambda quarters: quarters * HOUR_MICROS // 4)
+SMALL = Bucket(1, "ws", "key", "user", "", "small", "/v1")
+LARGE = SMALL._replace(model="large")
 
 
-def attempt(number: int, state: RollState, *, settled: bool = True) -> Attempt:
-    return Attempt(EventRef("event", number), state, settled)
+def share(attempt: int, tokens: int, *, settled: bool = True, bucket: Bucket = SMALL) -> Share:
+    return Share(EventRef("event", attempt), settled, bucket, figures(tokens))
+
+
+def figures(tokens: int, requests: int = 1) -> Figures:
+    return Figures(requests, 0, tokens * 2, tokens, 0, 0, 0)
 
 
 def test_the_highest_attempt_counts_once_it_is_settled() -> None:
-    """A lower one that the sums have is given back, also while the higher one is not settled."""
-    first, second = EventRef("event", 0), EventRef("event", 1)
-    counted, pending = attempt(0, RollState.COUNTED), attempt(1, RollState.PENDING)
-    assert plan([attempt(0, RollState.PENDING)]) == Plan((first,), (), ())
-    assert plan([attempt(0, RollState.PENDING, settled=False)]) == Plan((), (), (first,))
-    assert plan([counted, pending]) == Plan((second,), (first,), ())
-    assert plan([counted, attempt(1, RollState.PENDING, settled=False)]) == Plan((), (first,), (second,))
-    assert plan([attempt(0, RollState.PENDING), attempt(1, RollState.COUNTED)]) == Plan((), (), (first,))
-    assert plan([attempt(0, RollState.PASSED), attempt(1, RollState.COUNTED)]) == Plan((), (), ())
+    """A lower one that counted is taken off again, also while the higher one is not settled."""
+    first, second = share(0, 5), share(1, 7)
+    assert changes([], [first]) == {SMALL: figures(5)}
+    assert changes([], [share(0, 5, settled=False)]) == {}
+    assert changes([first], [first, share(1, 7, settled=False)]) == {SMALL: figures(-5, -1)}
+    assert changes([first], [first, second]) == {SMALL: figures(2, 0)}
+    assert changes([first, second], [first, second]) == {}
+    assert changes([second], [second, first]) == {}
+
+
+def test_better_figures_may_be_of_something_else() -> None:
+    """What an event counted with is taken off where it counted, and added where it belongs."""
+    moved = share(0, 8, bucket=LARGE)
+    assert changes([share(0, 5)], [moved]) == {SMALL: figures(-5, -1), LARGE: figures(8)}
+
+
+def test_events_of_one_kind_are_one_change() -> None:
+    """What many events add to the same sum is added up first."""
+    shares = [Share(EventRef(str(number), 0), True, SMALL, figures(number)) for number in range(4)]
+    assert changes([], shares) == {SMALL: figures(6, 4)}
 
 
 HOURS = st.none() | st.integers(0, 80)

@@ -232,6 +232,16 @@ async def test_a_budget_is_made_once_for_a_request(desk: Desk) -> None:
     assert len(others) == 5
 
 
+async def test_a_budget_that_was_changed_is_found_by_its_request(desk: Desk) -> None:
+    """A retry asks for what was asked for; that somebody changed it since is no conflict, another body still is."""
+    request_id = uuid7()
+    made = await desk.budgets.create(ADMIN, BUDGET, request_id)
+    changed = await desk.budgets.update(replace(made, description="changed"))
+    assert await desk.budgets.create(ADMIN, BUDGET, request_id) == changed
+    error = await refused(desk.budgets.create(ADMIN, replace(BUDGET, description="changed"), request_id))
+    assert error.reason is Reason.ALREADY_EXISTS
+
+
 async def test_two_of_one_request_at_once(desk: Desk) -> None:
     """They make one budget and one price."""
     request_id = uuid7()

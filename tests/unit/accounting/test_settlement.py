@@ -8,12 +8,9 @@ import pytest
 
 from accounting.quota import EventRef, Work
 from accounting.settlement import (
-    Accuracy,
     BookedEvent,
     Change,
     Correction,
-    Evidence,
-    Outcome,
     RecordStatus,
     StoredEvent,
     UsageEvent,
@@ -23,7 +20,7 @@ from accounting.settlement import (
     weigh,
 )
 from naru.identity import Principal
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 
 REF = EventRef("01a1fc78-57d5-7d8d-abf1-890f064f920d", 0)
 WORK = Work(Principal("ws"))

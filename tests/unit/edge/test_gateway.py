@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from edge.accounts import EventRef, Idempotency, KeptOutcome, OutcomeFate, Reservation, ReserveResult
+from edge.accounts import (
+    EventRef,
+    HeldReservation,
+    Idempotency,
+    KeptOutcome,
+    OutcomeFate,
+    Reservation,
+    ReserveResult,
+)
 from edge.attempts import Replayed
 from edge.gateway import Gateway
 from edge.generation import (
@@ -77,6 +86,8 @@ class World:
         self.reserved: list[Reservation] = []
         self.released: list[EventRef] = []
         self.renewed: list[EventRef] = []
+        self.restored: list[HeldReservation] = []
+        self.forgets = False
         self.kept: list[KeptOutcome] = []
         self.decide: Callable[[Reservation], ReserveResult] = lambda _: ReserveResult()
 
@@ -91,8 +102,12 @@ class World:
     def keep(self, kept: KeptOutcome) -> None:
         self.kept.append(kept)
 
-    async def renew(self, events: Sequence[EventRef]) -> None:
+    async def renew(self, events: Sequence[EventRef]) -> list[EventRef]:
         self.renewed.extend(events)
+        return list(events) if self.forgets else []
+
+    async def restore(self, held: Sequence[HeldReservation]) -> None:
+        self.restored.extend(held)
 
     def models(self) -> tuple[ServedModel, ...]:
         return (ServedModel("m", "naru", 0.0, 100),)
@@ -122,7 +137,7 @@ class World:
         return Gateway(
             authenticator=self,
             quota=self,
-            leases=Leases(self),
+            leases=Leases(self, interval=20.0),
             replicas=self,
             policy=GatewayPolicy(**policy),
             clock=SystemClock(),
@@ -356,9 +371,9 @@ async def test_early_end_is_an_error(finished: Finished, reason: Reason) -> None
     assert failure.value.reason is reason
 
 
-async def test_leases_are_renewed_until_accepted() -> None:
-    """Leases of waiting requests are renewed in one call; those that a replica accepted are not."""
-    world = World([], [ACCEPTED])
+@asynccontextmanager
+async def one_waiting_and_one_accepted(world: World) -> AsyncIterator[None]:
+    """Two requests, of which a replica accepted the second, and leases that are renewed quickly."""
     leases = Leases(world, interval=0.01)
     renewing = asyncio.create_task(leases.run())
     gateway = Gateway(
@@ -375,14 +390,34 @@ async def test_leases_are_renewed_until_accepted() -> None:
         async with gateway.generate(CALL, Progress()):
             await asyncio.Event().wait()
 
-    tasks = [asyncio.create_task(hold()) for _ in range(2)]
+    tasks = [renewing, *(asyncio.create_task(hold()) for _ in range(2))]
     async with asyncio.timeout(2):
+        yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_leases_are_renewed_until_accepted() -> None:
+    """Leases of waiting requests are renewed in one call; those that a replica accepted are not."""
+    world = World([], [ACCEPTED])
+    async with one_waiting_and_one_accepted(world):
         while len(world.renewed) < 3:
             await asyncio.sleep(0.005)
     assert set(world.renewed) == {("waiting", 0)}
-    for task in [*tasks, renewing]:
-        task.cancel()
-    await asyncio.gather(*tasks, renewing, return_exceptions=True)
+    assert world.restored == []
+
+
+async def test_what_accounting_forgot_is_restored_until_accepted() -> None:
+    """What a waiting request reserved, and since when; what a replica accepted is the replica's to restore."""
+    world = World([], [ACCEPTED])
+    world.forgets = True
+    world.decide = lambda _: ReserveResult(reserve_time=1_800_000_000.5)
+    async with one_waiting_and_one_accepted(world):
+        while not world.restored:
+            await asyncio.sleep(0.005)
+    assert set(world.restored) == {HeldReservation(world.reserved[0], 1_800_000_000.5)}
+    assert world.reserved[0].event_id == "waiting"
 
 
 async def test_cost_is_of_the_last_grant() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from inference.admission import Grant
+from inference.admission import Grant, Renewal
 from inference.engine import EngineRequest, InputKind, PreparedRequest, Sampling, Sink
-from inference.events import Accuracy, EventKey, Evidence, Outcome
+from inference.events import EventKey
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal, Scopes
-from naru.usage import Usage
+from naru.usage import Accuracy, Evidence, Outcome, Usage
 from tests.support.generation_bench import Bench, Hearing, eventually, new_bench, order_of
 from tests.support.scripted_engine import ScriptedEngine, Submitted
 
@@ -484,3 +484,36 @@ async def test_fail_all_ends_requests_in_every_phase(bench: Bench) -> None:
     assert (event.key, event.accuracy) == (EventKey(order_of(1).event_id, 0), Accuracy.ESTIMATED)
     bench.engine.submit_gate.set()
     await eventually(lambda: len(bench.engine.submitted) == 2 and bench.engine.submitted[1].cancelled)
+
+
+async def test_what_accounting_forgot_is_restored_while_it_runs(bench: Bench) -> None:
+    """With the exact prompt, what it may generate, and since when; what ended meanwhile is not brought back to life."""
+    running, ended = order_of(0, n=3), order_of(1)
+    bench.generations.start(running, Hearing())
+    bench.generations.start(ended, Hearing())
+    await eventually(lambda: len(bench.engine.submitted) == 2)
+
+    def forgotten(key: EventKey) -> Renewal:
+        if key == ended.key:
+            bench.engine.submitted[1].emit("x", finish_reason="stop")
+        return Renewal.UNKNOWN
+
+    bench.accounting.renewal = forgotten
+    keeping = asyncio.create_task(bench.leases.keep())
+    await eventually(lambda: bench.accounting.restored)
+    ((restored,),) = bench.accounting.restored[:1]
+    keeping.cancel()
+    assert restored.order == running
+    assert (restored.need().input_tokens, restored.need().choices) == (bench.engine.prompt_tokens, 3)
+    assert restored.accept_time == bench.clock.time()
+
+
+async def test_an_end_that_nobody_saw_is_abandoned(bench: Bench) -> None:
+    """What is billed by estimate is not what the engine counts as exact, should it come to its end after all."""
+    hearing = Hearing()
+    bench.generations.start(order_of(), hearing)
+    await eventually(lambda: bench.engine.submitted)
+    bench.engine.submitted[0].emit("x")
+    bench.generations.fail_all(unavailable("inference"))
+    assert hearing.over
+    assert bench.engine.submitted[0].abandoned

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from inference.events import Evidence
 from inference.journal import Journal
 from inference.metrics import InferenceMetrics
 from inference.segments import SegmentWriter, list_segments, read_segment
 from naru.errors import NaruError, Reason, invalid_argument
 from naru.logs import get_logger
 from naru.metrics import Metrics
+from naru.usage import Evidence
 from tests.support.generation_bench import eventually
 from tests.support.usage_events import event_of
 

@@ -8,10 +8,10 @@ import pytest
 
 from inference.convert import frame_to_proto
 from inference.engine import ChoiceOutput, TokenCandidate, TokenLogprob
-from inference.events import Accepted, Event, Finished, Outcome, Refused
+from inference.events import Accepted, Event, Finished, Refused
 from inference.outbox import Outbox, OutboxLimits, merge, size_of, split
 from naru.errors import NaruError, Reason
-from naru.usage import Usage
+from naru.usage import Outcome, Usage
 from tests.support.generation_bench import eventually
 
 ACCEPTED = Accepted("event", "request", "small", 7, 1, 0.0)

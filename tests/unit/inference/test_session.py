@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from inference.engine import ChoiceOutput
-from inference.events import Accepted, Finished, Outcome, Refused
+from inference.events import Accepted, Finished, Refused
 from inference.outbox import OutboxLimits
 from inference.session import Sessions
 from naru.errors import NaruError, Reason, invalid_argument
+from naru.usage import Outcome
 from tests.support.generation_bench import Bench, eventually, new_bench, order_of
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from inference.events import EventKey
+from inference.engine import EngineCounters
+from inference.events import EngineReport, EventKey
 from inference.shipper import BATCH_LIMIT, Shipper
 from naru.errors import invalid_argument, unavailable
 from naru.logs import get_logger
-from tests.support.generation_bench import Bench, eventually, new_bench
+from tests.support.generation_bench import Bench, Hearing, eventually, new_bench, order_of
 from tests.support.usage_events import event_of
 
 
@@ -24,7 +25,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 def shipper_of(bench: Bench) -> Shipper:
-    return Shipper(bench.journal, bench.accounting, get_logger("test"))
+    return Shipper(bench.journal, bench.accounting, lambda: counted(bench), get_logger("test"))
+
+
+def counted(bench: Bench) -> EngineReport:
+    """What the engine has counted, which has heard of no event that a test made."""
+    return EngineReport("replica-1", "epoch-1", bench.engine.counters())
 
 
 async def test_events_are_shipped_in_batches_within_a_tenth_of_a_second(bench: Bench) -> None:
@@ -76,7 +82,7 @@ async def test_an_event_that_spoils_whole_calls_is_found_and_put_aside(bench: Be
     """When a call as a whole is refused as invalid, halving it finds the culprit and lets the others through."""
 
     class Picky:
-        async def record_usage(self, events: list[object]) -> list[None]:
+        async def record_usage(self, events: list[object], report: object) -> list[None]:
             if event_of(5) in events:
                 raise invalid_argument("events", "One of them is wrong.")
             recorded.extend(events)
@@ -85,7 +91,12 @@ async def test_an_event_that_spoils_whole_calls_is_found_and_put_aside(bench: Be
     recorded: list[object] = []
     for number in range(8):
         bench.journal.finished(event_of(number))
-    shipper = Shipper(bench.journal, Picky(), get_logger("test"))  # type: ignore[arg-type]  # it needs this call only
+    shipper = Shipper(
+        bench.journal,
+        Picky(),  # type: ignore[arg-type]  # it needs this call only
+        lambda: counted(bench),
+        get_logger("test"),
+    )
     assert await shipper.drain(5.0)
     assert recorded == [event_of(number) for number in (0, 1, 2, 3, 4, 6, 7)]
     assert EventKey(event_of(5).event_id, 0).event_id in (tmp_path / "quarantine.jsonl").read_text()
@@ -112,3 +123,56 @@ async def test_an_event_that_cannot_be_put_aside_is_tried_again_without_haste(be
     await eventually(lambda: bench.journal.backlog == 0)
     assert (tmp_path / "quarantine.jsonl").read_text().count("\n") == 1
     running.cancel()
+
+
+async def test_the_engines_figures_go_with_the_events_that_they_are_about(bench: Bench) -> None:
+    """What was billed is what the engine counted, and a request that still runs is in neither."""
+    hearings = [Hearing() for _ in range(3)]
+    for number, hearing in enumerate(hearings):
+        bench.generations.start(order_of(number, n=2), hearing)
+    await eventually(lambda: len(bench.engine.submitted) == 3)
+    for submitted in bench.engine.submitted[:2]:
+        submitted.emit("a", choice=0, tokens=3, finish_reason="stop")
+        submitted.emit("b", choice=1, tokens=4, finish_reason="length")
+    bench.engine.submitted[2].emit("c", choice=0, tokens=9)
+    assert await shipper_of(bench).drain(1.0)
+    (batch,), (report,) = bench.accounting.recorded, bench.accounting.reports
+    assert report is not None
+    billed = [event.usage for event in batch]
+    assert report.counters == EngineCounters(2, sum(one.prompt_tokens for one in billed), 0, 14)
+    assert sum(one.completion_tokens for one in billed) == 14
+    assert (report.replica, report.epoch, report.closed) == ("replica-1", "epoch-1", True)
+
+
+async def test_a_batch_that_leaves_events_behind_says_nothing_of_the_engine(bench: Bench) -> None:
+    """Its figures would be of events that accounting does not have yet."""
+    for number in range(BATCH_LIMIT + 3):
+        bench.journal.finished(event_of(number))
+    assert await shipper_of(bench).drain(5.0)
+    assert [report is None for report in bench.accounting.reports] == [True, False]
+
+
+async def test_a_run_that_ends_at_rest_says_so_once(bench: Bench) -> None:
+    """Nothing is left to ship, so the last figures go alone; a run that told nothing has no last figures either."""
+    shipper = shipper_of(bench)
+    assert await shipper.drain(1.0)
+    assert bench.accounting.reports == []
+    running = asyncio.create_task(shipper.run())
+    bench.journal.finished(event_of(1))
+    await eventually(lambda: bench.journal.backlog == 0)
+    running.cancel()
+    assert await shipper.drain(1.0)
+    assert [len(batch) for batch in bench.accounting.recorded] == [1, 0]
+    assert [report is not None and report.closed for report in bench.accounting.reports] == [False, True]
+
+
+async def test_a_stop_does_not_wait_to_say_that_the_run_is_over(bench: Bench) -> None:
+    """Everything is shipped: what is not told leaves a lower bound, and nobody waits for it."""
+    shipper = shipper_of(bench)
+    bench.journal.finished(event_of(1))
+    running = asyncio.create_task(shipper.run())
+    await eventually(lambda: bench.journal.backlog == 0)
+    running.cancel()
+    bench.accounting.away = unavailable("accounting")
+    async with asyncio.timeout(1):
+        assert await shipper.drain(30.0)

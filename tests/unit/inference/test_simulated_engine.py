@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inference.admission import estimate
-from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling
+from inference.engine import ChoiceOutput, EngineCounters, EngineRequest, InputKind, Sampling
+from inference.simulated_account import read_account
 from inference.simulated_engine import SimulatedEngine, SimulatedEngineConfig
 from naru.errors import NaruError, Reason
 from naru.logs import get_logger
@@ -85,7 +88,25 @@ async def test_every_prompt_gets_n_choices_in_order() -> None:
         assert sorted(output.choice_index for output in heard.outputs) == [0, 1, 2, 3]
         assert heard.text(0) != heard.text(1)
         counters = engine.counters()
-    assert (counters.prompt_tokens, counters.completion_tokens, counters.requests) == (5, 8, 1)
+    assert counters == EngineCounters(requests=1, prompt_tokens=5, completion_tokens=8)
+
+
+async def test_only_what_has_ended_is_counted() -> None:
+    """Not what runs still, nor what nobody waits for any more, whatever else the engine does."""
+    async with running() as engine:
+        runs, handle = await begin(engine, chat(n=2, max_tokens=5000, ignore_eos=True, stream=True))
+        given_up, other = await begin(engine, chat(max_tokens=5000, ignore_eos=True, stream=True))
+        await runs.until_outputs(4)
+        await given_up.until_outputs(2)
+        assert engine.counters() == EngineCounters()
+        other.abandon()
+        heard = len(given_up.outputs)
+        await other.cancel()
+        assert engine.counters() == EngineCounters()
+        await handle.cancel()
+        counted = engine.counters()
+    assert (counted.requests, len(given_up.outputs)) == (1, heard)
+    assert counted.completion_tokens == sum(output.completion_tokens for output in runs.outputs if output.finish_reason)
 
 
 async def test_a_stop_text_is_cut_off_and_named() -> None:
@@ -264,3 +285,17 @@ async def test_a_sink_that_raises_harms_nobody_else() -> None:
         heard = await complete(engine, chat(max_tokens=5))
         assert heard.outputs[-1].completion_tokens == 5
         assert engine.healthy()
+
+
+async def test_it_keeps_an_account_of_what_began_and_what_ended(tmp_path: Path) -> None:
+    """One line for each choice that begins, and one with its tokens when it has ended or was cancelled."""
+    path = tmp_path / "account.jsonl"
+    async with running(account=path) as engine:
+        await complete(engine, chat(max_tokens=3, n=2, user="whole"))
+        _, handle = await begin(engine, chat(max_tokens=5000, ignore_eos=True, user="cut"))
+        await handle.cancel()
+        _ = await begin(engine, chat(max_tokens=5000, ignore_eos=True, user="left"))
+    lines = [(line.user, line.choice, line.ended, line.generated) for line in read_account(path)]
+    assert lines[:4] == [("whole", 0, False, 0), ("whole", 1, False, 0), ("whole", 0, True, 3), ("whole", 1, True, 3)]
+    assert [line[:3] for line in lines[4:]] == [("cut", 0, False), ("cut", 0, True), ("left", 0, False)]
+    assert {line.process for line in read_account(path)} == {os.getpid()}

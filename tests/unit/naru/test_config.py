@@ -45,6 +45,8 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ({"NARU_EDGE_PORT": "70000"}, "NARU_EDGE_PORT must be from 0 to 65535"),
         ({"NARU_EDGE_OPS_PORT": "-1"}, "NARU_EDGE_OPS_PORT"),
         ({"NARU_EDGE_SHUTDOWN_GRACE": "nan"}, "NARU_EDGE_SHUTDOWN_GRACE"),
+        ({"NARU_LEASE_SECONDS": "0"}, "NARU_LEASE_SECONDS"),
+        ({"NARU_LEASE_SECONDS": "nan"}, "NARU_LEASE_SECONDS"),
     ],
 )
 def test_what_is_unknown_or_wrong_is_named(environ: dict[str, str], named: str) -> None:

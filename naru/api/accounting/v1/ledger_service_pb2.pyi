@@ -78,6 +78,8 @@ class _LedgerCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LedgerChe
     """The limiter was told within two leases of what was settled."""
     LEDGER_CHECK_LIMITER: _LedgerCheck.ValueType  # 7
     """The limiter counts for a workspace that pays in advance at least what the ledger says it used."""
+    LEDGER_CHECK_ENGINES: _LedgerCheck.ValueType  # 8
+    """The exact events of a run of an engine are what the engine counted itself, in number and in tokens."""
 
 class LedgerCheck(_LedgerCheck, metaclass=_LedgerCheckEnumTypeWrapper):
     """What VerifyLedger looked at."""
@@ -98,6 +100,8 @@ LEDGER_CHECK_OUTBOX: LedgerCheck.ValueType  # 6
 """The limiter was told within two leases of what was settled."""
 LEDGER_CHECK_LIMITER: LedgerCheck.ValueType  # 7
 """The limiter counts for a workspace that pays in advance at least what the ledger says it used."""
+LEDGER_CHECK_ENGINES: LedgerCheck.ValueType  # 8
+"""The exact events of a run of an engine are what the engine counted itself, in number and in tokens."""
 Global___LedgerCheck: _TypeAlias = LedgerCheck  # noqa: Y015
 
 @_typing.final
@@ -411,8 +415,8 @@ class CreditRequest(_message.Message):
     """Whose account. Required."""
     @_builtins.property
     def credit(self) -> Global___LedgerCredit:
-        """What to put on it. What is taken off must not leave less than the overdraft allows, as far as usage is settled: else
-        FAILED_PRECONDITION.
+        """What to put on it. What is taken off must not leave less than the overdraft allows, with all that running requests have
+        reserved: else FAILED_PRECONDITION.
         """
 
     def __init__(
@@ -551,6 +555,7 @@ class LedgerFinding(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     EXAMPLE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     check: Global___LedgerCheck.ValueType
     """What was looked at."""
     workspace_id: _builtins.str
@@ -560,7 +565,9 @@ class LedgerFinding(_message.Message):
     amount: _builtins.int
     """By how much in all, where that can be said."""
     example: _builtins.str
-    """One of them: an event, an entry or an account."""
+    """One of them: an event, an entry, an account, or a replica and its epoch."""
+    tokens: _builtins.int
+    """How many tokens the events are away from what engines counted, in all. 0 in the other checks."""
     def __init__(
         self,
         *,
@@ -569,10 +576,11 @@ class LedgerFinding(_message.Message):
         count: _builtins.int = ...,
         amount: _builtins.int = ...,
         example: _builtins.str = ...,
+        tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "check", b"check", "count", b"count", "example", b"example", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "check", b"check", "count", b"count", "example", b"example", "tokens", b"tokens", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,19 +605,28 @@ Global___VerifyLedgerRequest: _TypeAlias = VerifyLedgerRequest  # noqa: Y015
 
 @_typing.final
 class VerifyLedgerResponse(_message.Message):
-    """Response of VerifyLedger. Whether the events are what the engines counted is not looked at yet: engines do not report their
-    own counters so far.
-    """
+    """Response of VerifyLedger."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FINDINGS_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    EXACT_RUNS_FIELD_NUMBER: _builtins.int
+    BOUNDED_RUNS_FIELD_NUMBER: _builtins.int
+    UNCOUNTED_REQUESTS_FIELD_NUMBER: _builtins.int
     events: _builtins.int
     """How many events were looked at."""
     entries: _builtins.int
     """How many entries were looked at."""
+    exact_runs: _builtins.int
+    """How many runs of engines counted exactly what their events say."""
+    bounded_runs: _builtins.int
+    """How many runs of engines have events beyond what the engine last told, since it was killed before it could tell more or is
+    about to: of these what it told is a lower bound, which holds.
+    """
+    uncounted_requests: _builtins.int
+    """How many requests these events are."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerFinding]:
         """What should not be. Empty: the books hold."""
@@ -620,10 +637,13 @@ class VerifyLedgerResponse(_message.Message):
         findings: _abc.Iterable[Global___LedgerFinding] | None = ...,
         events: _builtins.int = ...,
         entries: _builtins.int = ...,
+        exact_runs: _builtins.int = ...,
+        bounded_runs: _builtins.int = ...,
+        uncounted_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "events", b"events", "findings", b"findings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounded_runs", b"bounded_runs", "entries", b"entries", "events", b"events", "exact_runs", b"exact_runs", "findings", b"findings", "uncounted_requests", b"uncounted_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,7 +92,8 @@ class LedgerServiceServicer(object):
 
     def SetOverdraft(self, request, context):
         """Says how far below zero a workspace's balance may fall, or that it has no such bound and is billed in arrears. In force
-        everywhere within a second. What is in flight then may still be paid for.
+        everywhere within a second. A lower bound that the balance would be below, with all that running requests have reserved, is
+        refused with FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

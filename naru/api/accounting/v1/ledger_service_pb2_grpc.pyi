@@ -45,7 +45,8 @@ class LedgerServiceStub:
     """
     SetOverdraft: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.SetOverdraftRequest, _ledger_service_pb2.SetOverdraftResponse]
     """Says how far below zero a workspace's balance may fall, or that it has no such bound and is billed in arrears. In force
-    everywhere within a second. What is in flight then may still be paid for.
+    everywhere within a second. A lower bound that the balance would be below, with all that running requests have reserved, is
+    refused with FAILED_PRECONDITION.
     """
     VerifyLedger: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.VerifyLedgerRequest, _ledger_service_pb2.VerifyLedgerResponse]
     """Proves the books: what was settled is in the ledger, to the nano-unit. Reads everything; best asked at rest."""
@@ -67,7 +68,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """
     SetOverdraft: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SetOverdraftRequest, _ledger_service_pb2.SetOverdraftResponse]  # type: ignore[assignment]
     """Says how far below zero a workspace's balance may fall, or that it has no such bound and is billed in arrears. In force
-    everywhere within a second. What is in flight then may still be paid for.
+    everywhere within a second. A lower bound that the balance would be below, with all that running requests have reserved, is
+    refused with FAILED_PRECONDITION.
     """
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.VerifyLedgerRequest, _ledger_service_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
     """Proves the books: what was settled is in the ledger, to the nano-unit. Reads everything; best asked at rest."""
@@ -110,7 +112,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.SetOverdraftResponse, _abc.Awaitable[_ledger_service_pb2.SetOverdraftResponse]]:
         """Says how far below zero a workspace's balance may fall, or that it has no such bound and is billed in arrears. In force
-        everywhere within a second. What is in flight then may still be paid for.
+        everywhere within a second. A lower bound that the balance would be below, with all that running requests have reserved, is
+        refused with FAILED_PRECONDITION.
         """
 
     @_abc_1.abstractmethod

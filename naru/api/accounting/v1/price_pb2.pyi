@@ -68,7 +68,9 @@ class Price(_message.Message):
     price_id: _builtins.str
     """Set by the server."""
     model: _builtins.str
-    """The served model. Required."""
+    """The served model, or an adapter as `<base model>:<adapter>`, which costs what its base model does until it has a price of
+    its own. Required.
+    """
     workspace_id: _builtins.str
     """For this workspace alone. Empty: for all that have none of their own."""
     @_builtins.property

@@ -277,7 +277,7 @@ class Grant(_message.Message):
     """
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the lease ends unless it is renewed: 60 seconds after the decision."""
+        """When the lease ends unless it is renewed: NARU_LEASE_SECONDS after the decision, 60 by default."""
 
     @_builtins.property
     def reserve_time(self) -> _timestamp_pb2.Timestamp:
@@ -520,8 +520,11 @@ class RenewResult(_message.Message):
 
     RENEWED_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
     renewed: _builtins.bool
     """Whether the lease goes on. False: the reservation is closed, or older than the hard lifetime of 3,600 seconds."""
+    unknown: _builtins.bool
+    """Whether nothing is known of the reservation, as after a loss of Redis. Whoever runs the request then restores it."""
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the lease ends now. Absent when it was not renewed."""
@@ -531,14 +534,95 @@ class RenewResult(_message.Message):
         *,
         renewed: _builtins.bool = ...,
         lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time", "renewed", b"renewed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time", "renewed", b"renewed", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewResult: _TypeAlias = RenewResult  # noqa: Y015
+
+@_typing.final
+class RestoreRequest(_message.Message):
+    """Request of Restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningRequest]:
+        """At most 256 requests."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___RunningRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class RunningRequest(_message.Message):
+    """A request that is running, with what it reserved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    RESERVE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservation(self) -> Global___Reservation:
+        """What it holds, in the figures that are known best. Its idempotency key is ignored."""
+
+    @_builtins.property
+    def reserve_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it holds it: the time of its reservation, or the earliest that its reporter knows of. Usage is booked at this
+        time, and the hard lifetime begins at it. Later than now is taken as now.
+        """
+
+    def __init__(
+        self,
+        *,
+        reservation: Global___Reservation | None = ...,
+        reserve_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation", "reserve_time", b"reserve_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation", "reserve_time", b"reserve_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunningRequest: _TypeAlias = RunningRequest  # noqa: Y015
+
+@_typing.final
+class RestoreResponse(_message.Message):
+    """Response of Restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenewResult]:
+        """One answer per item, in the order asked: renewed tells whether it has a lease now."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___RenewResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015
 
 @_typing.final
 class KeepOutcomeRequest(_message.Message):

@@ -55,6 +55,11 @@ class QuotaServiceStub(object):
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.FromString,
                 _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/naru.api.accounting.v1.QuotaService/Restore',
+                request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RestoreResponse.FromString,
+                _registered_method=True)
         self.KeepOutcome = channel.unary_unary(
                 '/naru.api.accounting.v1.QuotaService/KeepOutcome',
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.KeepOutcomeRequest.SerializeToString,
@@ -95,7 +100,15 @@ class QuotaServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Renew(self, request, context):
-        """Extends leases of requests that are still running by 60 seconds from now.
+        """Extends leases of requests that are still running by another lease from now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request, context):
+        """Says of requests that are still running, and whose reservation is unknown here, what they hold. It is taken whatever the
+        limits say, and leased anew. What is known, or was reported to have ended, stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +151,11 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.FromString,
                     response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RestoreRequest.FromString,
+                    response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RestoreResponse.SerializeToString,
             ),
             'KeepOutcome': grpc.unary_unary_rpc_method_handler(
                     servicer.KeepOutcome,
@@ -259,6 +277,33 @@ class QuotaService(object):
             '/naru.api.accounting.v1.QuotaService/Renew',
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewRequest.SerializeToString,
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.accounting.v1.QuotaService/Restore',
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RestoreRequest.SerializeToString,
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.RestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,7 +44,11 @@ class QuotaServiceStub:
     Finish: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.FinishRequest, _quota_service_pb2.FinishResponse]
     """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported."""
     Renew: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.RenewRequest, _quota_service_pb2.RenewResponse]
-    """Extends leases of requests that are still running by 60 seconds from now."""
+    """Extends leases of requests that are still running by another lease from now."""
+    Restore: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.RestoreRequest, _quota_service_pb2.RestoreResponse]
+    """Says of requests that are still running, and whose reservation is unknown here, what they hold. It is taken whatever the
+    limits say, and leased anew. What is known, or was reported to have ended, stays as it is.
+    """
     KeepOutcome: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.KeepOutcomeRequest, _quota_service_pb2.KeepOutcomeResponse]
     """Tells what became of a request that reserved with an idempotency key, so that the same request can be answered again
     for an hour. Refused with INVALID_ARGUMENT, or with NOT_SUPPORTED where no key is set to encrypt outcomes with.
@@ -68,7 +72,11 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     Finish: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.FinishRequest, _quota_service_pb2.FinishResponse]  # type: ignore[assignment]
     """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported."""
     Renew: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.RenewRequest, _quota_service_pb2.RenewResponse]  # type: ignore[assignment]
-    """Extends leases of requests that are still running by 60 seconds from now."""
+    """Extends leases of requests that are still running by another lease from now."""
+    Restore: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.RestoreRequest, _quota_service_pb2.RestoreResponse]  # type: ignore[assignment]
+    """Says of requests that are still running, and whose reservation is unknown here, what they hold. It is taken whatever the
+    limits say, and leased anew. What is known, or was reported to have ended, stays as it is.
+    """
     KeepOutcome: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.KeepOutcomeRequest, _quota_service_pb2.KeepOutcomeResponse]  # type: ignore[assignment]
     """Tells what became of a request that reserved with an idempotency key, so that the same request can be answered again
     for an hour. Refused with INVALID_ARGUMENT, or with NOT_SUPPORTED where no key is set to encrypt outcomes with.
@@ -113,7 +121,17 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_service_pb2.RenewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.RenewResponse, _abc.Awaitable[_quota_service_pb2.RenewResponse]]:
-        """Extends leases of requests that are still running by 60 seconds from now."""
+        """Extends leases of requests that are still running by another lease from now."""
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request: _quota_service_pb2.RestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.RestoreResponse, _abc.Awaitable[_quota_service_pb2.RestoreResponse]]:
+        """Says of requests that are still running, and whose reservation is unknown here, what they hold. It is taken whatever the
+        limits say, and leased anew. What is known, or was reported to have ended, stays as it is.
+        """
 
     @_abc_1.abstractmethod
     def KeepOutcome(

@@ -211,6 +211,7 @@ class RequestRecord(_message.Message):
     RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """The event, if it got as far as a reservation."""
     request_id: _builtins.str
@@ -235,6 +236,10 @@ class RequestRecord(_message.Message):
     """Whether the answer was streamed."""
     trace_id: _builtins.str
     """W3C trace id, 32 hexadecimal digits. May be empty."""
+    finish_reason: _builtins.str
+    """Why generating ended, such as "stop", "length" or "tool_calls"; of several choices, the one that ended last. Empty: it did not
+    end, or nothing was generated.
+    """
     @_builtins.property
     def principal(self) -> _principal_pb2.Principal:
         """Who made it. Absent: nobody known."""
@@ -260,10 +265,11 @@ class RequestRecord(_message.Message):
         response_bytes: _builtins.int = ...,
         stream: _builtins.bool = ...,
         trace_id: _builtins.str = ...,
+        finish_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "endpoint", b"endpoint", "event_id", b"event_id", "first_byte_us", b"first_byte_us", "principal", b"principal", "reason", b"reason", "request_bytes", b"request_bytes", "request_id", b"request_id", "requested_model", b"requested_model", "response_bytes", b"response_bytes", "start_time", b"start_time", "status", b"status", "stream", b"stream", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "endpoint", b"endpoint", "event_id", b"event_id", "finish_reason", b"finish_reason", "first_byte_us", b"first_byte_us", "principal", b"principal", "reason", b"reason", "request_bytes", b"request_bytes", "request_id", b"request_id", "requested_model", b"requested_model", "response_bytes", b"response_bytes", "start_time", b"start_time", "status", b"status", "stream", b"stream", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +303,7 @@ class LoggedRequest(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Request id shown to the caller."""
     event_id: _builtins.str
@@ -337,6 +344,10 @@ class LoggedRequest(_message.Message):
     """How it ended. Unspecified where there is no usage."""
     accuracy: Global___Accuracy.ValueType
     """How exact the figures are. Unspecified where there is no usage."""
+    finish_reason: _builtins.str
+    """Why generating ended, such as "stop", "length" or "tool_calls"; of several choices, the one that ended last. Empty: it did not
+    end, or nothing was generated.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it came in."""
@@ -370,10 +381,11 @@ class LoggedRequest(_message.Message):
         cost: _builtins.int = ...,
         outcome: Global___Outcome.ValueType = ...,
         accuracy: Global___Accuracy.ValueType = ...,
+        finish_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "cost", b"cost", "duration_us", b"duration_us", "endpoint", b"endpoint", "event_id", b"event_id", "first_byte_us", b"first_byte_us", "key_id", b"key_id", "outcome", b"outcome", "reason", b"reason", "request_bytes", b"request_bytes", "request_id", b"request_id", "requested_model", b"requested_model", "response_bytes", b"response_bytes", "served_model", b"served_model", "service_account", b"service_account", "start_time", b"start_time", "status", b"status", "stream", b"stream", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "cost", b"cost", "duration_us", b"duration_us", "endpoint", b"endpoint", "event_id", b"event_id", "finish_reason", b"finish_reason", "first_byte_us", b"first_byte_us", "key_id", b"key_id", "outcome", b"outcome", "reason", b"reason", "request_bytes", b"request_bytes", "request_id", b"request_id", "requested_model", b"requested_model", "response_bytes", b"response_bytes", "served_model", b"served_model", "service_account", b"service_account", "start_time", b"start_time", "status", b"status", "stream", b"stream", "trace_id", b"trace_id", "usage", b"usage", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from naru.api.common.v1 import error_pb2 as naru_dot_api_dot_common_dot_v1_dot_e
 from naru.api.common.v1 import usage_pb2 as naru_dot_api_dot_common_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*naru/api/accounting/v1/usage_service.proto\x12\x16naru.api.accounting.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(naru/api/accounting/v1/usage_event.proto\x1a\x1enaru/api/common/v1/error.proto\x1a\x1enaru/api/common/v1/usage.proto\"H\n\x12RecordUsageRequest\x12\x32\n\x06\x65vents\x18\x01 \x03(\x0b\x32\".naru.api.accounting.v1.UsageEvent\"x\n\x11RecordUsageResult\x12\x39\n\x06status\x18\x01 \x01(\x0e\x32).naru.api.accounting.v1.RecordUsageStatus\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.naru.api.common.v1.Error\"Q\n\x13RecordUsageResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32).naru.api.accounting.v1.RecordUsageResult\"O\n\x15RecordRequestsRequest\x12\x36\n\x07records\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.RequestRecord\"\x18\n\x16RecordRequestsResponse\"\xaa\x02\n\x11QueryUsageRequest\x12\x38\n\x08group_by\x18\x01 \x03(\x0e\x32&.naru.api.accounting.v1.UsageDimension\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x06 \x01(\t\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x10\n\x08\x65ndpoint\x18\n \x01(\t\"\xfb\x01\n\x08UsageRow\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x03 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x04 \x01(\t\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.naru.api.common.v1.Usage\x12\x0c\n\x04\x63ost\x18\x07 \x01(\x03\x12\x19\n\x11unpriced_requests\x18\x08 \x01(\x03\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x10\n\x08\x65ndpoint\x18\n \x01(\t\x12\x0c\n\x04hour\x18\x0b \x01(\t\x12\x17\n\x0fservice_account\x18\x0c \x01(\t\"]\n\x12QueryUsageResponse\x12.\n\x04rows\x18\x01 \x03(\x0b\x32 .naru.api.accounting.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbe\x02\n\x13ListRequestsRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\x05\x12\x14\n\x0cstatus_class\x18\x07 \x01(\x05\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08trace_id\x18\x0b \x01(\t\x12\x11\n\tpage_size\x18\x0c \x01(\x05\x12\x12\n\npage_token\x18\r \x01(\t\"h\n\x14ListRequestsResponse\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.LoggedRequest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xca\x01\n\x12\x45xportUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x07 \x01(\t\"b\n\x13\x45xportUsageResponse\x12\x34\n\x07records\x18\x01 \x03(\x0b\x32#.naru.api.accounting.v1.UsageRecord\x12\x15\n\rtotal_records\x18\x02 \x01(\x03*\x9a\x01\n\x11RecordUsageStatus\x12#\n\x1fRECORD_USAGE_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1cRECORD_USAGE_STATUS_RECORDED\x10\x01\x12\x1d\n\x19RECORD_USAGE_STATUS_KNOWN\x10\x02\x12\x1f\n\x1bRECORD_USAGE_STATUS_REFUSED\x10\x03*\x94\x02\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x17\n\x13USAGE_DIMENSION_KEY\x10\x01\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x02\x12\x17\n\x13USAGE_DIMENSION_DAY\x10\x03\x12\x1d\n\x19USAGE_DIMENSION_WORKSPACE\x10\x04\x12\x18\n\x14USAGE_DIMENSION_USER\x10\x05\x12\x1c\n\x18USAGE_DIMENSION_ENDPOINT\x10\x06\x12\x18\n\x14USAGE_DIMENSION_HOUR\x10\x07\x12#\n\x1fUSAGE_DIMENSION_SERVICE_ACCOUNT\x10\x08\x32\xba\x04\n\x0cUsageService\x12k\n\x0bRecordUsage\x12*.naru.api.accounting.v1.RecordUsageRequest\x1a+.naru.api.accounting.v1.RecordUsageResponse\"\x03\x90\x02\x02\x12t\n\x0eRecordRequests\x12-.naru.api.accounting.v1.RecordRequestsRequest\x1a..naru.api.accounting.v1.RecordRequestsResponse\"\x03\x90\x02\x02\x12h\n\nQueryUsage\x12).naru.api.accounting.v1.QueryUsageRequest\x1a*.naru.api.accounting.v1.QueryUsageResponse\"\x03\x90\x02\x01\x12n\n\x0cListRequests\x12+.naru.api.accounting.v1.ListRequestsRequest\x1a,.naru.api.accounting.v1.ListRequestsResponse\"\x03\x90\x02\x01\x12m\n\x0b\x45xportUsage\x12*.naru.api.accounting.v1.ExportUsageRequest\x1a+.naru.api.accounting.v1.ExportUsageResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*naru/api/accounting/v1/usage_service.proto\x12\x16naru.api.accounting.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a(naru/api/accounting/v1/usage_event.proto\x1a\x1enaru/api/common/v1/error.proto\x1a\x1enaru/api/common/v1/usage.proto\"\x82\x01\n\x12RecordUsageRequest\x12\x32\n\x06\x65vents\x18\x01 \x03(\x0b\x32\".naru.api.accounting.v1.UsageEvent\x12\x38\n\x08\x63ounters\x18\x02 \x01(\x0b\x32&.naru.api.accounting.v1.EngineCounters\"\xa2\x01\n\x0e\x45ngineCounters\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x03\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x05 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x03\x12\x0e\n\x06\x63losed\x18\x07 \x01(\x08\"x\n\x11RecordUsageResult\x12\x39\n\x06status\x18\x01 \x01(\x0e\x32).naru.api.accounting.v1.RecordUsageStatus\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.naru.api.common.v1.Error\"Q\n\x13RecordUsageResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32).naru.api.accounting.v1.RecordUsageResult\"O\n\x15RecordRequestsRequest\x12\x36\n\x07records\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.RequestRecord\"\x18\n\x16RecordRequestsResponse\"\xaa\x02\n\x11QueryUsageRequest\x12\x38\n\x08group_by\x18\x01 \x03(\x0e\x32&.naru.api.accounting.v1.UsageDimension\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x06 \x01(\t\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x10\n\x08\x65ndpoint\x18\n \x01(\t\"\xfb\x01\n\x08UsageRow\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x03 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x04 \x01(\t\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12(\n\x05usage\x18\x06 \x01(\x0b\x32\x19.naru.api.common.v1.Usage\x12\x0c\n\x04\x63ost\x18\x07 \x01(\x03\x12\x19\n\x11unpriced_requests\x18\x08 \x01(\x03\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x10\n\x08\x65ndpoint\x18\n \x01(\t\x12\x0c\n\x04hour\x18\x0b \x01(\t\x12\x17\n\x0fservice_account\x18\x0c \x01(\t\"]\n\x12QueryUsageResponse\x12.\n\x04rows\x18\x01 \x03(\x0b\x32 .naru.api.accounting.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbe\x02\n\x13ListRequestsRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x05 \x01(\t\x12\x0e\n\x06status\x18\x06 \x01(\x05\x12\x14\n\x0cstatus_class\x18\x07 \x01(\x05\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08trace_id\x18\x0b \x01(\t\x12\x11\n\tpage_size\x18\x0c \x01(\x05\x12\x12\n\npage_token\x18\r \x01(\t\"h\n\x14ListRequestsResponse\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.naru.api.accounting.v1.LoggedRequest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xca\x01\n\x12\x45xportUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x07 \x01(\t\"b\n\x13\x45xportUsageResponse\x12\x34\n\x07records\x18\x01 \x03(\x0b\x32#.naru.api.accounting.v1.UsageRecord\x12\x15\n\rtotal_records\x18\x02 \x01(\x03*\x9a\x01\n\x11RecordUsageStatus\x12#\n\x1fRECORD_USAGE_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1cRECORD_USAGE_STATUS_RECORDED\x10\x01\x12\x1d\n\x19RECORD_USAGE_STATUS_KNOWN\x10\x02\x12\x1f\n\x1bRECORD_USAGE_STATUS_REFUSED\x10\x03*\x94\x02\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x17\n\x13USAGE_DIMENSION_KEY\x10\x01\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x02\x12\x17\n\x13USAGE_DIMENSION_DAY\x10\x03\x12\x1d\n\x19USAGE_DIMENSION_WORKSPACE\x10\x04\x12\x18\n\x14USAGE_DIMENSION_USER\x10\x05\x12\x1c\n\x18USAGE_DIMENSION_ENDPOINT\x10\x06\x12\x18\n\x14USAGE_DIMENSION_HOUR\x10\x07\x12#\n\x1fUSAGE_DIMENSION_SERVICE_ACCOUNT\x10\x08\x32\xba\x04\n\x0cUsageService\x12k\n\x0bRecordUsage\x12*.naru.api.accounting.v1.RecordUsageRequest\x1a+.naru.api.accounting.v1.RecordUsageResponse\"\x03\x90\x02\x02\x12t\n\x0eRecordRequests\x12-.naru.api.accounting.v1.RecordRequestsRequest\x1a..naru.api.accounting.v1.RecordRequestsResponse\"\x03\x90\x02\x02\x12h\n\nQueryUsage\x12).naru.api.accounting.v1.QueryUsageRequest\x1a*.naru.api.accounting.v1.QueryUsageResponse\"\x03\x90\x02\x01\x12n\n\x0cListRequests\x12+.naru.api.accounting.v1.ListRequestsRequest\x1a,.naru.api.accounting.v1.ListRequestsResponse\"\x03\x90\x02\x01\x12m\n\x0b\x45xportUsage\x12*.naru.api.accounting.v1.ExportUsageRequest\x1a+.naru.api.accounting.v1.ExportUsageResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,34 +45,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGESERVICE'].methods_by_name['ListRequests']._serialized_options = b'\220\002\001'
   _globals['_USAGESERVICE'].methods_by_name['ExportUsage']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['ExportUsage']._serialized_options = b'\220\002\001'
-  _globals['_RECORDUSAGESTATUS']._serialized_start=1978
-  _globals['_RECORDUSAGESTATUS']._serialized_end=2132
-  _globals['_USAGEDIMENSION']._serialized_start=2135
-  _globals['_USAGEDIMENSION']._serialized_end=2411
-  _globals['_RECORDUSAGEREQUEST']._serialized_start=209
-  _globals['_RECORDUSAGEREQUEST']._serialized_end=281
-  _globals['_RECORDUSAGERESULT']._serialized_start=283
-  _globals['_RECORDUSAGERESULT']._serialized_end=403
-  _globals['_RECORDUSAGERESPONSE']._serialized_start=405
-  _globals['_RECORDUSAGERESPONSE']._serialized_end=486
-  _globals['_RECORDREQUESTSREQUEST']._serialized_start=488
-  _globals['_RECORDREQUESTSREQUEST']._serialized_end=567
-  _globals['_RECORDREQUESTSRESPONSE']._serialized_start=569
-  _globals['_RECORDREQUESTSRESPONSE']._serialized_end=593
-  _globals['_QUERYUSAGEREQUEST']._serialized_start=596
-  _globals['_QUERYUSAGEREQUEST']._serialized_end=894
-  _globals['_USAGEROW']._serialized_start=897
-  _globals['_USAGEROW']._serialized_end=1148
-  _globals['_QUERYUSAGERESPONSE']._serialized_start=1150
-  _globals['_QUERYUSAGERESPONSE']._serialized_end=1243
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=1246
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=1564
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=1566
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=1670
-  _globals['_EXPORTUSAGEREQUEST']._serialized_start=1673
-  _globals['_EXPORTUSAGEREQUEST']._serialized_end=1875
-  _globals['_EXPORTUSAGERESPONSE']._serialized_start=1877
-  _globals['_EXPORTUSAGERESPONSE']._serialized_end=1975
-  _globals['_USAGESERVICE']._serialized_start=2414
-  _globals['_USAGESERVICE']._serialized_end=2984
+  _globals['_RECORDUSAGESTATUS']._serialized_start=2202
+  _globals['_RECORDUSAGESTATUS']._serialized_end=2356
+  _globals['_USAGEDIMENSION']._serialized_start=2359
+  _globals['_USAGEDIMENSION']._serialized_end=2635
+  _globals['_RECORDUSAGEREQUEST']._serialized_start=210
+  _globals['_RECORDUSAGEREQUEST']._serialized_end=340
+  _globals['_ENGINECOUNTERS']._serialized_start=343
+  _globals['_ENGINECOUNTERS']._serialized_end=505
+  _globals['_RECORDUSAGERESULT']._serialized_start=507
+  _globals['_RECORDUSAGERESULT']._serialized_end=627
+  _globals['_RECORDUSAGERESPONSE']._serialized_start=629
+  _globals['_RECORDUSAGERESPONSE']._serialized_end=710
+  _globals['_RECORDREQUESTSREQUEST']._serialized_start=712
+  _globals['_RECORDREQUESTSREQUEST']._serialized_end=791
+  _globals['_RECORDREQUESTSRESPONSE']._serialized_start=793
+  _globals['_RECORDREQUESTSRESPONSE']._serialized_end=817
+  _globals['_QUERYUSAGEREQUEST']._serialized_start=820
+  _globals['_QUERYUSAGEREQUEST']._serialized_end=1118
+  _globals['_USAGEROW']._serialized_start=1121
+  _globals['_USAGEROW']._serialized_end=1372
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=1374
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=1467
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=1470
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=1788
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=1790
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=1894
+  _globals['_EXPORTUSAGEREQUEST']._serialized_start=1897
+  _globals['_EXPORTUSAGEREQUEST']._serialized_end=2099
+  _globals['_EXPORTUSAGERESPONSE']._serialized_start=2101
+  _globals['_EXPORTUSAGERESPONSE']._serialized_end=2199
+  _globals['_USAGESERVICE']._serialized_start=2638
+  _globals['_USAGESERVICE']._serialized_end=3208
 # @@protoc_insertion_point(module_scope)

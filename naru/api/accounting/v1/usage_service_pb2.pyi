@@ -106,22 +106,78 @@ class RecordUsageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_usage_event_pb2.UsageEvent]:
         """At most 1,024 events."""
+
+    @_builtins.property
+    def counters(self) -> Global___EngineCounters:
+        """What the engine counted until now, believed only from inference. Sent only where these events and the ones taken before
+        are all that it counted.
+        """
 
     def __init__(
         self,
         *,
         events: _abc.Iterable[_usage_event_pb2.UsageEvent] | None = ...,
+        counters: Global___EngineCounters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "events", b"events"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecordUsageRequest: _TypeAlias = RecordUsageRequest  # noqa: Y015
+
+@_typing.final
+class EngineCounters(_message.Message):
+    """What an engine counted itself, as it worked, of the requests of which every choice has ended. Figures grow from the start of
+    the engine on; its warm-up is in none of them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    """The inference replica, as in its events. 1 to 128 characters."""
+    epoch: _builtins.str
+    """The replica's run, as in its events. 1 to 128 characters."""
+    requests: _builtins.int
+    """Requests, however many choices and prompts they have. What the engine failed at is not among them."""
+    prompt_tokens: _builtins.int
+    """Tokens of their prompts, each prompt once."""
+    cached_prompt_tokens: _builtins.int
+    """How many of these came from the prefix cache for the first choice of each prompt."""
+    completion_tokens: _builtins.int
+    """Tokens that were generated for them."""
+    closed: _builtins.bool
+    """Whether the epoch is over: the replica stopped, and has nothing more to report of it."""
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        epoch: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        closed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "closed", b"closed", "completion_tokens", b"completion_tokens", "epoch", b"epoch", "prompt_tokens", b"prompt_tokens", "replica", b"replica", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineCounters: _TypeAlias = EngineCounters  # noqa: Y015
 
 @_typing.final
 class RecordUsageResult(_message.Message):

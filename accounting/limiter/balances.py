@@ -1,0 +1,97 @@
+"""The counters of workspaces that pay in advance: taking money off them, and putting right what they count."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import cast
+
+from redis.exceptions import WatchError
+
+from accounting.limiter.limiter import EPOCH_KEY, Limiter, translated
+from accounting.quota import Limit
+from naru.errors import unavailable
+
+_PREFIX = "{naru}:"
+_BATCH = 500
+
+
+class Balances:
+    """Works on the counters that the limiter's script keeps of limits on cost for all time.
+
+    Every method raises NaruError SERVICE_UNAVAILABLE when Redis is away.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._redis = limiter.redis
+
+    async def take(self, limit: Limit, amount: int) -> bool:
+        """Counts an amount as used if that much is free, requests in flight included; tells whether.
+
+        Raises NaruError SERVICE_UNAVAILABLE also while what Redis holds is not all there was.
+        """
+        key = _key(limit)
+        with translated():
+            async with self._redis.pipeline() as pipe:
+                _ = pipe.incrby(key, amount)
+                _ = pipe.hget(EPOCH_KEY, "open_at")
+                _ = pipe.get(f"{_PREFIX}now")
+                taken, open_time, now = await pipe.execute()
+            recovered = open_time is not None and now is not None and float(open_time) <= float(now)
+            if recovered and int(taken) <= limit.limit:
+                return True
+            await self._redis.decrby(key, amount)
+        if not recovered:
+            raise unavailable("accounting", "The limiter has lost its state and is recovering.", retry_after=5.0)
+        return False
+
+    async def drifts(self, known: dict[Limit, int]) -> dict[Limit, int]:
+        """How much more each counts than what is known and what is reserved; below zero: less.
+
+        Something may be counted meanwhile, so this is a suspicion only. What is not off is left out.
+        """
+        with translated():
+            reserved = await self._reserved()
+            taken = [int(found or 0) for found in await self._redis.mget([_key(limit) for limit in known])]
+        drifts = {limit: one - known[limit] - reserved[_key(limit)] for limit, one in zip(known, taken, strict=True)}
+        return {limit: drift for limit, drift in drifts.items() if drift}
+
+    async def correct(self, limit: Limit, known: int) -> int:
+        """Makes the counter `known` and what is reserved, unless anything is counted meanwhile; tells by how much it was off.
+
+        `known` must have everything that the limiter was ever told to settle, and nothing that it is still to be told.
+        """
+        key = _key(limit)
+        with translated():
+            async with self._redis.pipeline() as pipe:
+                # Whatever changes the counter from here on, even to the same figure, makes the change below fail.
+                await pipe.watch(key)
+                drift = int(await pipe.get(key) or 0) - known - (await self._reserved())[key]
+                if drift == 0:
+                    return 0
+                pipe.multi()  # type: ignore[no-untyped-call] # it has no types
+                _ = pipe.decrby(key, drift)
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    return 0
+        return drift
+
+    async def _reserved(self) -> Counter[str]:
+        """What open reservations hold, by counter."""
+        found = cast("list[bytes]", await self._redis.zrange(f"{_PREFIX}leases", 0, -1))
+        refs = [ref.decode() for ref in found]
+        reserved: Counter[str] = Counter()
+        for start in range(0, len(refs), _BATCH):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for ref in refs[start : start + _BATCH]:
+                    _ = pipe.hget(f"{_PREFIX}r:{ref}", "held")
+                for held in await pipe.execute():
+                    for entry in json.loads(held or b"[]"):
+                        reserved[entry["key"]] += int(entry.get("amount", 0))
+        return reserved
+
+
+def _key(limit: Limit) -> str:
+    """Where `quota_places.lua` counts it."""
+    return f"{_PREFIX}p:{limit.scope}:{limit.scope_id}:{limit.model}:{limit.kind}:{limit.window}"

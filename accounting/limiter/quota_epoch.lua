@@ -1,0 +1,94 @@
+-- The last part of the limiter's script: what is done about an epoch, at whose beginning Redis knows nothing. It makes the answer
+-- for all of them.
+
+-- Begins an epoch unless there is one. Answers whether it did, the epoch's id, and when reservations are taken.
+function operations.begin()
+  local began = 0
+  if call('EXISTS', KEYS[1]) == 0 then
+    call('HSET', KEYS[1], 'id', options.epoch, 'open_at', now + options.recovery)
+    began = 1
+  end
+  local found = fields(KEYS[1], 'id', 'open_at')
+  return { began, found.id, tonumber(found.open_at), now }
+end
+
+-- Puts what is known from elsewhere into windows: at least `amount` at the time the item names, which is a bucket of a window
+-- that slides and else the current period. Doing it again changes nothing.
+function operations.load()
+  for _, item in ipairs(items) do
+    local place = place_of(limits[item.limit])
+    if place.text and not place.there then
+      call('SET', place.key, item.exact)
+      read_total(place)
+    elseif place.text then
+      change(place, nil, math.max(exact_difference(item.exact, place.text), 0))
+    else
+      local there = place.used
+      if place.width then
+        there = amount_in(place, item.bucket, call('HGET', place.key, item.bucket))
+      end
+      change(place, item.bucket, math.max(item.amount - there, 0))
+    end
+  end
+  return #items
+end
+
+-- Takes what running requests hold of which nothing is known here, whatever the limits say, and renews the others. Answers for
+-- each the end of its lease, or 0; and what is to be told about its limits.
+function operations.restore()
+  local notices = {}
+  for index, item in ipairs(items) do
+    local ref = reference(item)
+    local key = PREFIX .. 'r:' .. ref
+    local since = math.min(item.since, now)
+    notices[index] = {}
+    if call('EXISTS', key) == 0 and now < since + options.lifetime then
+      for _, number in ipairs(item.limits) do
+        place_of(limits[number])
+      end
+      local held, counts = {}, not counted_before(item)
+      -- An event holds what its latest attempt holds, which was restored before this one perhaps.
+      local over = call('EXISTS', PREFIX .. 'r:' .. item.event .. ':' .. item.attempt + 1) == 1
+      if over then
+        call('HSET', key, 'over', 1)
+      else
+        take_over(item)
+        held = take(item, ref, counts, notices[index])
+      end
+      open(key, ref, item, since, since + options.lifetime, held, notices[index])
+    end
+  end
+  return { operations.renew(), notices }
+end
+
+-- Makes what is known of windows from elsewhere only, beside what reservations hold of them here, the amount of each item: it
+-- replaces what was said so before, until `recovered`. The item names a time as in `load`.
+function operations.recover()
+  local known = PREFIX .. 'known'
+  if call('HEXISTS', KEYS[1], 'recovered') == 1 then
+    return 0
+  end
+  for _, item in ipairs(items) do
+    local place = place_of(limits[item.limit])
+    local field = place.key .. (place.width and ':' .. item.bucket or '')
+    local before = call('HGET', known, field) or '0'
+    if place.text then
+      call('INCRBY', place.key, item.exact)
+      call('DECRBY', place.key, before)
+      read_total(place)
+    else
+      change(place, item.bucket, item.amount - tonumber(before))
+    end
+    call('HSET', known, field, item.exact)
+  end
+  call('PEXPIRE', known, math.ceil(options.memory / 1000))
+  return #items
+end
+
+function operations.recovered()
+  return call('HSET', KEYS[1], 'recovered', 1)
+end
+
+local answer = operations[ARGV[1]]()
+write_places()
+return cmsgpack.pack(answer)
