@@ -19,7 +19,8 @@ from edge.routes.generating import GeneratingRoute, Shape, Slots
 from edge.routes.health import HealthRoutes
 from edge.routes.models import ModelRoutes
 from edge.routes.platform import PlatformRoutes
-from edge.routes.table import ALIASES, QUIET, add_routes
+from edge.routes.table import ALIASES, QUIET, add_routes, dialect_of
+from edge.routes.tokenizing import TokenizingRoutes
 from naru.addresses import TrustedProxies
 from naru.clock import SystemClock
 from naru.lifecycle import Lifecycle, Running
@@ -72,6 +73,7 @@ def _middleware(config: EdgeConfig, backend: Backend, metrics: EdgeMetrics, trac
             proxies=TrustedProxies(config.trusted_proxies),
             endpoints=ALIASES,
             quiet=QUIET,
+            dialect=dialect_of,
         ),
         clock=SystemClock(),
         metrics=metrics,
@@ -93,6 +95,7 @@ def _add_routes(
         app,
         generating=generating,
         models=ModelRoutes(access, gateway),
+        tokenizing=TokenizingRoutes(access, backend.tokenization, slots),
         platform=PlatformRoutes(access, backend.rpcs, clock),
         exports=ExportRoutes(access, backend.rpcs, clock),
         health=health,

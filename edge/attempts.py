@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from edge.accounts import EventRef, HeldReservation, KeptOutcome, OutcomeFate, Reservation, ReserveResult
+from edge.accounts import EventRef, HeldReservation, KeptOutcome, OutcomeFate, Reservation
 from edge.generation import (
     Accepted,
     Delta,
@@ -19,13 +18,11 @@ from edge.generation import (
 )
 from edge.leases import Leases
 from edge.ports import Call, GatewayPolicy, Progress, Quota, Replicas
+from edge.reserving import ask_quota
 from naru.clock import Clock
 from naru.errors import NaruError, Reason, unavailable
-from naru.logs import get_logger
 
 _MOST_REVISIONS = 3
-_ENDING_SECONDS = 0.06
-_log = get_logger(__name__)
 
 
 class Replayed(Exception):  # noqa: N818 -- it is an event the routes act on, never shown to anybody
@@ -195,12 +192,7 @@ class Generation:
         self._reserved = self._holds_key = True
         started = self._clock.monotonic()
         reservation = self._reservation()
-        result = await self._ask_quota(reservation)
-        if result.refusal is not None and result.refusal.reason is Reason.CONCURRENCY_LIMIT_EXCEEDED:
-            # A place is free once accounting heard that its request has ended, a moment after the answer: a client that sends
-            # one request after the other is not refused for being quick.
-            await asyncio.sleep(_ENDING_SECONDS)
-            result = await self._ask_quota(reservation)
+        result = await ask_quota(self._quota, reservation, admit_without=self._policy.admit_without_accounting)
         self._progress.reserve_seconds += self._clock.monotonic() - started
         self._progress.limits = result.limits or self._progress.limits
         if result.replay is not None:
@@ -216,31 +208,21 @@ class Generation:
         self._leases.hold(HeldReservation(reservation, result.reserve_time))
 
     def _reservation(self) -> Reservation:
-        call = self._call
         return Reservation(
             event_id=self._event.event_id,
             attempt=self._event.attempt,
             revision=self._revision,
-            principal=call.principal,
-            client_address=call.client_address,
-            requested_model=call.requested_model,
+            principal=self._call.principal,
+            client_address=self._call.client_address,
+            requested_model=self._call.requested_model,
             served_model=self._served,
-            endpoint=call.endpoint,
+            endpoint=self._call.endpoint,
             input_tokens=self._input_tokens,
-            output_tokens=call.output_tokens,
-            choices=call.choices,
-            request_id=call.request_id,
-            idempotency=call.idempotency,
+            output_tokens=self._call.output_tokens,
+            choices=self._call.choices,
+            request_id=self._call.request_id,
+            idempotency=self._call.idempotency,
         )
-
-    async def _ask_quota(self, reservation: Reservation) -> ReserveResult:
-        try:
-            return await self._quota.reserve(reservation)
-        except NaruError as error:
-            if error.reason is not Reason.SERVICE_UNAVAILABLE or not self._policy.admit_without_accounting:
-                raise
-            _log.warning("admitted without accounting", event_id=self._event.event_id)
-            return ReserveResult()
 
     def _submit(self) -> GenerationStream:
         call = self._call

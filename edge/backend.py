@@ -15,6 +15,7 @@ from edge.ports import GatewayPolicy
 from edge.replicas import ReplicaPool
 from edge.session import ReplicaSession
 from edge.streams import StreamLimits
+from edge.tokenization import Tokenization
 from naru.client import ServiceClient
 from naru.clock import SystemClock
 from naru.config import ConfigError
@@ -30,6 +31,7 @@ class Backend:
     """What the routes need of it."""
 
     gateway: Gateway
+    tokenization: Tokenization
     usage: UsageClient
     rpcs: RpcClient
     health: HealthProbe
@@ -82,22 +84,25 @@ def connect(
     for session in sessions:
         _ = background.start(f"session {session.address}", session.run())
         _ = background.start(f"streams {session.address}", session.tick())
+    replicas = ReplicaPool(sessions)
+    policy = GatewayPolicy(
+        model_aliases=config.aliases(),
+        request_timeout=config.request_timeout,
+        admit_without_accounting=config.admit_without_accounting,
+    )
     gateway = Gateway(
         authenticator=authenticator,
         quota=quota,
         leases=leases,
-        replicas=ReplicaPool(sessions),
-        policy=GatewayPolicy(
-            model_aliases=config.aliases(),
-            request_timeout=config.request_timeout,
-            admit_without_accounting=config.admit_without_accounting,
-        ),
+        replicas=replicas,
+        policy=policy,
         clock=clock,
         new_event_id=uuid7,
     )
+    tokenization = Tokenization(gateway=gateway, quota=quota, tokenizers=replicas, policy=policy, new_event_id=uuid7)
     dependencies = {"authsvc": authsvc, "accounting": accounting}
     dependencies |= {f"inference {address}": opened for address, opened in inference.items()}
-    return Backend(gateway, usage, RpcClient(accounting), HealthProbe(dependencies, clock), sessions)
+    return Backend(gateway, tokenization, usage, RpcClient(accounting), HealthProbe(dependencies, clock), sessions)
 
 
 def _accounting(client: ServiceClient, background: Background, metrics: EdgeMetrics) -> tuple[UsageClient, QuotaClient]:

@@ -22,7 +22,7 @@ from edge.convert import (
     reservation_to_proto,
     reserve_result_from_proto,
 )
-from edge.generation import BrokenGeneration, ServedModel
+from edge.generation import BrokenGeneration, ServedModel, Tokens
 from edge.rpcs import Rpc
 from naru.api.accounting.v1 import (
     quota_service_pb2,
@@ -36,6 +36,7 @@ from naru.api.inference.v1 import (
     inference_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    tokenization_pb2,
 )
 from naru.client import ServiceClient
 from naru.clock import Clock
@@ -48,6 +49,7 @@ _RESERVE_PATIENCE = 2.0
 _TIMEOUT = 5.0
 _HEALTH_TIMEOUT = 1.0
 _QUESTION_TIMEOUT = 30.0
+_TOKENIZE_TIMEOUT = 30.0
 _EXPORT_TIMEOUT = 3_600.0
 _log = get_logger(__name__)
 
@@ -85,6 +87,18 @@ class InferenceClient:
         """Runs one request by a call of its own."""
         request = inference_service_pb2.GenerateRequest(generation=generation)
         return self._client.stream(self._inference.Generate, request, timeout=timeout)
+
+    async def tokenize(self, model: str, body: bytes) -> Tokens:
+        """The tokens of a body of /tokenize. Raises NaruError."""
+        request = tokenization_pb2.TokenizeRequest(model=model, json=body)
+        response = await self._client.call(self._inference.Tokenize, request, timeout=_TOKENIZE_TIMEOUT)
+        return Tokens(list(response.token_ids), list(response.token_strings), response.context_tokens)
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of tokens. Raises NaruError."""
+        request = tokenization_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        response = await self._client.call(self._inference.Detokenize, request, timeout=_TOKENIZE_TIMEOUT)
+        return response.text
 
 
 class QuotaClient:

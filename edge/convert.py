@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edge.accounts import (
     EventRef,
     HeldReservation,
@@ -26,8 +28,10 @@ from edge.generation import (
     FinishOutcome,
     GenerationRequest,
     Logprob,
+    PromptOutput,
     Refused,
     ServedModel,
+    ToolCallDelta,
 )
 from naru.api.accounting.v1 import limit_pb2, price_pb2, quota_service_pb2, usage_event_pb2
 from naru.api.inference.v1 import generation_pb2, inference_service_pb2, model_service_pb2
@@ -48,6 +52,8 @@ from naru.usage import Usage
 _ENDPOINTS = {
     Endpoint.CHAT_COMPLETIONS: generation_pb2.ENDPOINT_CHAT_COMPLETIONS,
     Endpoint.COMPLETIONS: generation_pb2.ENDPOINT_COMPLETIONS,
+    Endpoint.MESSAGES: generation_pb2.ENDPOINT_MESSAGES,
+    Endpoint.RESPONSES: generation_pb2.ENDPOINT_RESPONSES,
 }
 _OUTCOMES = {
     generation_pb2.FINISH_OUTCOME_COMPLETED: FinishOutcome.COMPLETED,
@@ -133,29 +139,37 @@ def event_from_proto(
 
 
 def _delta(delta: generation_pb2.Delta) -> Delta:
-    finish_reason = delta.finish_reason
-    logprobs = delta.logprobs
-    token_ids = delta.token_ids
-    if not (finish_reason or logprobs or token_ids):
+    if not delta.detailed:
         # Nearly all deltas of nearly all streams are this one.
         return Delta(delta.choice_index, delta.text, delta.completion_tokens)
     return Delta(
         choice_index=delta.choice_index,
         text=delta.text,
         completion_tokens=delta.completion_tokens,
-        finish_reason=finish_reason,
+        finish_reason=delta.finish_reason,
         stop_text=delta.stop_text,
         stop_token_id=delta.stop_token_id if delta.HasField("stop_token_id") else None,
-        logprobs=tuple(
-            Logprob(_candidate(logprob.chosen), tuple(_candidate(candidate) for candidate in logprob.top))
-            for logprob in logprobs
-        ),
-        token_ids=tuple(token_ids),
+        logprobs=_logprobs(delta.logprobs),
+        token_ids=tuple(delta.token_ids),
+        reasoning=delta.reasoning,
+        tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in delta.tool_calls),
+        prompt=_prompt(delta.prompt) if delta.HasField("prompt") else None,
+    )
+
+
+def _prompt(message: generation_pb2.PromptOutput) -> PromptOutput:
+    return PromptOutput(tuple(message.token_ids), _logprobs(message.logprobs))
+
+
+def _logprobs(messages: Iterable[generation_pb2.TokenLogprob]) -> tuple[Logprob, ...]:
+    return tuple(
+        Logprob(_candidate(message.chosen), tuple(map(_candidate, message.top)), message.unknown)
+        for message in messages
     )
 
 
 def _candidate(message: generation_pb2.TokenCandidate) -> Candidate:
-    return Candidate(message.token, message.logprob, message.token_id)
+    return Candidate(message.token, message.logprob, message.token_id, message.rank)
 
 
 def model_from_proto(message: model_service_pb2.Model) -> ServedModel:

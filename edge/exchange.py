@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from edge.dialect import OPENAI, Dialect
 from edge.ports import Progress
 from naru.errors import Reason
 from naru.identity import Principal
@@ -18,6 +19,7 @@ class Exchange:
     Attributes:
         endpoint: The canonical path, such as "/v1/chat/completions", whichever alias was called.
         api: Whether it belongs in the request log.
+        dialect: The API whose client asks.
         started: Monotonic seconds.
         start_time: Seconds since the Unix epoch.
         auth_seconds: Time it took to know who asks.
@@ -31,6 +33,7 @@ class Exchange:
     started: float
     start_time: float
     client_address: str = ""
+    dialect: Dialect = OPENAI
     principal: Principal | None = None
     requested_model: str = ""
     stream: bool = False

@@ -69,7 +69,7 @@ class Gateway:
         served = {model.name: model for model in self._replicas.models()}
         for alias, name in self._policy.model_aliases.items():
             if name in served and alias not in served:
-                served[alias] = replace(served[name], name=alias)
+                served[alias] = replace(served[name], name=alias, root=name)
         return tuple(model for name, model in served.items() if self._may_use(principal, name))
 
     def model(self, principal: Principal, name: str) -> ServedModel:
@@ -79,6 +79,14 @@ class Gateway:
                 return model
         raise model_not_found(name)
 
+    def resolve(self, principal: Principal, name: str) -> str:
+        """The served model behind a name. Raises NaruError MODEL_NOT_FOUND or SERVICE_UNAVAILABLE."""
+        served = self._policy.model_aliases.get(name, name)
+        if not self._may_use(principal, name):
+            raise model_not_found(name)
+        self._replicas.check(served)
+        return served
+
     @asynccontextmanager
     async def generate(self, call: Call, progress: Progress) -> AsyncIterator[Generation]:
         """Runs a request; inside the block an engine has accepted it. Leaving the block ends it.
@@ -86,11 +94,7 @@ class Gateway:
         Raises NaruError for whatever stops it, also out of the block's own body when time runs out or the stream is cut, and
         Replayed when its idempotency key says that it was made before.
         """
-        served = self._policy.model_aliases.get(call.requested_model, call.requested_model)
-        progress.served_model = served
-        if not self._may_use(call.principal, call.requested_model):
-            raise model_not_found(call.requested_model)
-        self._replicas.check(served)
+        served = progress.served_model = self.resolve(call.principal, call.requested_model)
         progress.event_id = self._new_event_id()
         generation = Generation(
             call=call,

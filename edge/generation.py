@@ -19,10 +19,12 @@ from naru.usage import Usage
 
 
 class Endpoint(StrEnum):
-    """The OpenAI requests that generate, by their path."""
+    """The HTTP requests that generate, by their path."""
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
+    MESSAGES = "/v1/messages"
+    RESPONSES = "/v1/responses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +52,39 @@ class GenerationRequest:
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A token the model could have generated; `logprob` is its natural-log probability."""
+    """A token the model could have generated; `logprob` is its natural-log probability.
+
+    `rank` is 1 for the likeliest; 0 where it is not told.
+    """
 
     token: str
     logprob: float
     token_id: int
+    rank: int = 0
 
 
 class Logprob(msgspec.Struct, frozen=True):
-    """How likely a generated token was, and the likeliest ones in its place."""
+    """How likely a token was, and the likeliest ones in its place; `unknown` for the first token of a prompt."""
 
     chosen: Candidate
     top: tuple[Candidate, ...] = ()
+    unknown: bool = False
+
+
+class PromptOutput(msgspec.Struct, frozen=True):
+    """What a request asked to be told of its prompt."""
+
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
+    """A piece of a tool call. Pieces of one `index` make a call; only the first has its `id` and `name`."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -81,7 +104,10 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """What one choice gained; `completion_tokens` counts all of the choice's tokens so far."""
+    """What one choice gained; `completion_tokens` counts all of the choice's tokens so far.
+
+    Within a delta `reasoning` comes first, then `text`, then `tool_calls`. `prompt` comes once, with the first delta.
+    """
 
     choice_index: int
     text: str
@@ -91,6 +117,9 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     stop_token_id: int | None = None
     logprobs: tuple[Logprob, ...] = ()
     token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    prompt: PromptOutput | None = None
 
 
 class FinishOutcome(StrEnum):
@@ -166,9 +195,22 @@ class GenerationStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that can be asked for by name. `create_time` in seconds since the Unix epoch."""
+    """A model that can be asked for by name. `create_time` in seconds since the Unix epoch.
+
+    `root` is the model that another name stands for; empty for the model's own name.
+    """
 
     name: str
     owned_by: str
     create_time: float
+    context_tokens: int
+    root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a prompt is to a model; `strings` are empty when nobody asked. `context_tokens`: prompt and output together."""
+
+    token_ids: Sequence[int]
+    strings: Sequence[str]
     context_tokens: int

@@ -11,9 +11,9 @@ from aiohttp import web
 from opentelemetry import trace
 
 from edge.accounts import RequestRecord
+from edge.dialect import Dialect
 from edge.exchange import EXCHANGE, Exchange
-from edge.http_errors import HttpError, http_error, plain_error
-from edge.limits import limit_headers
+from edge.http_errors import HttpError
 from edge.metrics import EdgeMetrics
 from naru import context
 from naru.addresses import TrustedProxies
@@ -34,7 +34,7 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _EXPOSED_HEADERS = (
-    "X-Request-Id, Retry-After, Retry-After-Ms, OpenAI-Processing-Ms, Server-Timing, X-RateLimit-Limit-Requests,"
+    "X-Request-Id, Request-Id, Retry-After, Retry-After-Ms, OpenAI-Processing-Ms, Server-Timing, X-RateLimit-Limit-Requests,"
     " X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens,"
     " X-RateLimit-Reset-Tokens, X-RateLimit-Limit-Minute, X-RateLimit-Remaining-Minute, X-RateLimit-Limit-Hour,"
     " X-RateLimit-Remaining-Hour, X-Should-Retry, X-Naru-Cost, X-Naru-Replayed,"
@@ -59,6 +59,7 @@ class WebPolicy:
         cors_origins: Origins whose pages may call from a browser; "*" for all.
         endpoints: Canonical endpoint by route.
         quiet: Routes that are no API: kept out of the request log, logged at debug level.
+        dialect: Which API's client makes a request.
     """
 
     trusted_hosts: tuple[str, ...]
@@ -66,6 +67,7 @@ class WebPolicy:
     proxies: TrustedProxies
     endpoints: dict[str, str]
     quiet: frozenset[str]
+    dialect: Callable[[web.Request], Dialect]
 
 
 class Middleware:
@@ -136,7 +138,7 @@ class Middleware:
                 f"auth;dur={exchange.auth_seconds * 1000:.2f},"
                 f" reserve;dur={exchange.progress.reserve_seconds * 1000:.2f}, first;dur={elapsed * 1000:.2f}"
             )
-            headers.update(limit_headers(exchange.progress.limits))
+            headers.update(exchange.dialect.headers(exchange.request_id, exchange.progress.limits, self._clock.time()))
 
     def _exchange(self, request: web.Request) -> Exchange:
         given = request.headers.get("X-Request-Id", "")
@@ -151,37 +153,39 @@ class Middleware:
             client_address=self._policy.proxies.client_address(
                 request.remote or "", ",".join(request.headers.getall("X-Forwarded-For", ()))
             ),
+            dialect=self._policy.dialect(request),
         )
 
     async def _answer(self, request: web.Request, handler: Handler, exchange: Exchange) -> web.StreamResponse:
         try:
-            response = self._turned_away(request) or await handler(request)
+            response = self._turned_away(request, exchange) or await handler(request)
         except NaruError as error:
             exchange.reason = error.reason
-            response = to_response(http_error(error))
+            response = to_response(exchange.dialect.error(error, exchange.request_id))
         except web.HTTPException as error:
-            response = to_response(_http_exception(request, error))
+            response = to_response(_http_exception(request, exchange, error))
         except (asyncio.CancelledError, ConnectionError):
             exchange.reason = exchange.reason or Reason.CANCELLED
             exchange.status = exchange.status or 499
             raise
         except Exception as cause:  # noqa: BLE001 -- whatever it is, the client gets a fixed text and the log gets the cause
             exchange.reason = Reason.INTERNAL
-            response = to_response(http_error(internal_error(cause, exchange.endpoint)))
+            fault = internal_error(cause, exchange.endpoint)
+            response = to_response(exchange.dialect.error(fault, exchange.request_id))
         exchange.status = response.status
         if isinstance(response, web.Response) and isinstance(response.body, bytes):
             exchange.response_bytes = len(response.body)
             exchange.first_byte = exchange.first_byte or self._clock.monotonic() - exchange.started
         return response
 
-    def _turned_away(self, request: web.Request) -> web.Response | None:
+    def _turned_away(self, request: web.Request, exchange: Exchange) -> web.Response | None:
         """The answer to a request that does not get as far as its handler; None for all others."""
         if not self._trusts_host(request.headers.get("Host", "")):
-            return to_response(plain_error(400, "Invalid Host header.", "invalid_host"))
+            return to_response(_plain(exchange, 400, "Invalid Host header.", "invalid_host"))
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
             return None
         if not self._allows(request.headers.get("Origin", "")):
-            return to_response(plain_error(403, "This origin may not call this server.", "origin_not_allowed"))
+            return to_response(_plain(exchange, 403, "This origin may not call this server.", "origin_not_allowed"))
         return web.Response(
             status=204,
             headers={
@@ -233,19 +237,23 @@ def to_response(error: HttpError) -> web.Response:
     return web.Response(status=error.status, body=error.body, content_type="application/json", headers=error.headers)
 
 
-def _http_exception(request: web.Request, error: web.HTTPException) -> HttpError:
+def _plain(exchange: Exchange, status: int, message: str, code: str | None = None) -> HttpError:
+    return exchange.dialect.plain_error(status, message, code, exchange.request_id)
+
+
+def _http_exception(request: web.Request, exchange: Exchange, error: web.HTTPException) -> HttpError:
     match error.status:
         case 404:
-            return plain_error(404, f"Unknown request URL: {request.method} {request.path}.", "unknown_url")
+            message = f"Unknown request URL: {request.method} {request.path}."
+            return _plain(exchange, 404, message, "unknown_url")
         case 405:
             allowed = error.headers.get("Allow", "")
-            answer = plain_error(
-                405, f"Method {request.method} is not allowed here; try {allowed}.", "method_not_allowed"
-            )
+            message = f"Method {request.method} is not allowed here; try {allowed}."
+            answer = _plain(exchange, 405, message, "method_not_allowed")
             answer.headers["Allow"] = allowed
             return answer
         case _:
-            return plain_error(error.status, error.reason)
+            return _plain(exchange, error.status, error.reason)
 
 
 def _record(exchange: Exchange, duration: float) -> RequestRecord:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge.accounts import EventRef, HeldReservation, Idempotency, KeptOutcome, LimitState, Reservation, ReserveResult
-from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel
+from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel, Tokens
 from naru.identity import Principal
 from naru.pricing import UnitPrices
 from naru.usage import Usage
@@ -56,6 +56,16 @@ class Replicas(Protocol):
 
     def has_other(self, model: str, without: Collection[str]) -> bool:
         """Whether a replica that is not in `without` can serve `model` now."""
+
+
+class Tokenizers(Protocol):
+    """Know tokens."""
+
+    async def tokenize(self, model: str, body: bytes) -> Tokens:
+        """The tokens of a body of /tokenize. Raises NaruError."""
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of tokens. Raises NaruError."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Protocol, TypeVar
 
-from edge.generation import GenerationRequest, GenerationStream, ServedModel
+from edge.generation import GenerationRequest, GenerationStream, ServedModel, Tokens
 from naru.errors import NaruError, Reason, unavailable
+
+Answer = TypeVar("Answer")
 
 
 class Replica(Protocol):
@@ -39,6 +41,12 @@ class Replica(Protocol):
     def submit(self, request: GenerationRequest) -> GenerationStream:
         """Begins a request."""
 
+    async def tokenize(self, model: str, body: bytes) -> Tokens:
+        """See `edge.ports.Tokenizers`."""
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """See `edge.ports.Tokenizers`."""
+
 
 class ReplicaPool:
     """Implements `edge.ports.Replicas`: the least busy of the connected replicas that serve the model."""
@@ -65,10 +73,30 @@ class ReplicaPool:
 
     def submit(self, request: GenerationRequest, without: Collection[str] = ()) -> GenerationStream:
         """Begins `request` at the least busy replica that is not in `without`. Raises NaruError SERVICE_UNAVAILABLE."""
-        able = self._able(request.model, without)
+        return self._least_busy(request.model, without).submit(request)
+
+    async def tokenize(self, model: str, body: bytes) -> Tokens:
+        """See `edge.ports.Tokenizers`; asked once more elsewhere when the replica does not answer."""
+        return await self._ask(model, lambda replica: replica.tokenize(model, body))
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """As `tokenize`."""
+        return await self._ask(model, lambda replica: replica.detokenize(model, token_ids))
+
+    async def _ask(self, model: str, ask: Callable[[Replica], Awaitable[Answer]]) -> Answer:
+        first = self._least_busy(model, ())
+        try:
+            return await ask(first)
+        except NaruError as error:
+            if error.reason is not Reason.SERVICE_UNAVAILABLE or not self.has_other(model, {first.address}):
+                raise
+        return await ask(self._least_busy(model, {first.address}))
+
+    def _least_busy(self, model: str, without: Collection[str]) -> Replica:
+        able = self._able(model, without)
         if not able:
             raise _unavailable()
-        return min(able, key=lambda replica: (replica.outstanding, replica.load)).submit(request)
+        return min(able, key=lambda replica: (replica.outstanding, replica.load))
 
     def has_other(self, model: str, without: Collection[str]) -> bool:
         """Whether a replica that is not in `without` can serve `model` now."""

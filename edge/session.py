@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from itertools import count
 
 from edge.clients import InferenceClient
 from edge.convert import event_from_proto, generation_to_proto
-from edge.generation import GenerationRequest, ServedModel
+from edge.generation import GenerationRequest, ServedModel, Tokens
 from edge.streams import ReplicaStream, StreamLimits, Watcher
 from naru.api.inference.v1 import inference_service_pb2 as pb
 from naru.clock import Clock
@@ -104,6 +104,14 @@ class ReplicaSession:
             self._streams[stream.stream_id] = stream
             self._outbox.submit(stream)
         return stream
+
+    async def tokenize(self, model: str, body: bytes) -> Tokens:
+        """See `edge.ports.Tokenizers`."""
+        return await self._client.tokenize(model, body)
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """See `edge.ports.Tokenizers`."""
+        return await self._client.detokenize(model, token_ids)
 
     async def run(self) -> None:
         """Connects, and connects again, for ever."""

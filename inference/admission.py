@@ -15,6 +15,7 @@ from inference.metrics import InferenceMetrics
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, prompts, read_body
 from naru.errors import NaruError
 from naru.logs import Logger
+from naru.prompt_estimate import estimate_prompt_tokens
 
 _RENEW_RETRY = 2.0
 _RENEW_LIMIT = 4096
@@ -235,13 +236,8 @@ def _estimated_input(request: EngineRequest) -> int:
         case InputKind.TOKEN_IDS:
             return len(request.token_ids)
         case InputKind.TEXT:
-            return _tokens_of(len(request.text.encode()))
+            return estimate_prompt_tokens(request.text.encode())
         case InputKind.CHAT:
-            return sum(_tokens_of(len(role) + len(text.encode())) for role, text in request.messages)
+            return sum(estimate_prompt_tokens(f"{role} {text}".encode()) for role, text in request.messages)
         case InputKind.OPENAI_CHAT | InputKind.OPENAI_COMPLETION:
-            return _tokens_of(len(request.openai_json))
-
-
-def _tokens_of(size: int) -> int:
-    # Tokens of natural language are 3 to 5 bytes long, and chat templates add a few around each message.
-    return size // 3 + 16
+            return estimate_prompt_tokens(request.openai_json)

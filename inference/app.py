@@ -22,6 +22,7 @@ from inference.outbox import OutboxLimits
 from inference.servicer import InferenceServicer, ModelServicer
 from inference.session import Sessions
 from inference.shipper import Shipper
+from inference.tokenization import Tokenization
 from inference.tools import Tools
 from inference.watchdog import Watchdog
 from naru.api.inference.v1 import (
@@ -136,10 +137,12 @@ def _make_engine(config: InferenceConfig) -> Engine:
             account=config.simulated_account,
         )
         return SimulatedEngine(behaviour, logger)
+    from inference.parser_families import choose_parsers
     from inference.vllm_engine import VllmEngine
     from inference.vllm_settings import VllmEngineConfig
 
-    settings = VllmEngineConfig(config.model, config.served_name(), config.engine_arguments())
+    parsers = choose_parsers(config.model, config.tool_call_parser, config.reasoning_parser)
+    settings = VllmEngineConfig(config.model, config.served_name(), config.engine_arguments(), parsers)
     return VllmEngine(settings, environ=os.environ, new_id=uuid7, logger=logger)
 
 
@@ -172,12 +175,13 @@ async def _assemble(
     replica, epoch = config.replica_id or f"{socket.gethostname()}-{config.port or os.getpid()}", uuid7()
     shipper = Shipper(journal, accounting, lambda: EngineReport(replica, epoch, engine.counters()), _log)
     authenticator = CachedAuthenticator(authsvc, clock, stale_max=config.auth_stale_max)
+    reservations = Reservations(accounting, _log)
     generations = Generations(
         Tools(
             engine=engine,
             journal=journal,
             leases=leases,
-            reservations=Reservations(accounting, _log),
+            reservations=reservations,
             clock=clock,
             logger=_log,
             metrics=own_metrics,
@@ -196,7 +200,7 @@ async def _assemble(
         clock=clock,
         reflection_enabled=config.reflection,
     )
-    _add_servicers(server, engine, generations, sessions)
+    _add_servicers(server, engine, generations, sessions, Tokenization(engine, reservations))
     for name, work in (
         ("journal", journal.keep_synced()),
         ("shipper", shipper.run()),
@@ -208,13 +212,15 @@ async def _assemble(
     return _Service(engine, generations, sessions, shipper, server)
 
 
-def _add_servicers(server: GrpcServer, engine: Engine, generations: Generations, sessions: Sessions) -> None:
+def _add_servicers(
+    server: GrpcServer, engine: Engine, generations: Generations, sessions: Sessions, tokenization: Tokenization
+) -> None:
     def load() -> inference_service_pb2.Load:
         return inference_service_pb2.Load(requests=engine.unfinished_requests(), draining=generations.draining)
 
     server.add(
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
-        InferenceServicer(sessions, load),
+        InferenceServicer(sessions, load, tokenization),
         inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     )
     server.add(

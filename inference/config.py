@@ -38,6 +38,13 @@ class InferenceConfig(ServiceConfig):
         "JSON object of further arguments of vLLM's AsyncEngineArgs. They may hold an hf_token, so they are never printed.",
         secret=True,
     )
+    tool_call_parser: str = setting(
+        "",
+        "vLLM's parser of the model's tool calls, such as hermes; none for no tool calls; empty to choose by its name.",
+    )
+    reasoning_parser: str = setting(
+        "", "vLLM's parser of the model's reasoning, such as qwen3; none for plain text; empty to choose by its name."
+    )
     replica_id: str = setting("", "Name of this replica in usage events; empty for host name and port.")
     journal_dir: Path = setting(Path(".naru/journal"), "Directory of the journal; each replica needs its own.")
     journal_segment_bytes: int = setting(4 * 1024 * 1024, "Bytes after which the journal begins a new file.")

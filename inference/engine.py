@@ -76,14 +76,34 @@ class TokenCandidate:
     token: str
     logprob: float
     token_id: int
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """How likely a generated token was."""
+    """How likely a token was; see `naru.api.inference.v1.TokenLogprob`."""
 
     chosen: TokenCandidate
     top: tuple[TokenCandidate, ...] = ()
+    unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOutput:
+    """What a request asked to be told of its prompt."""
+
+    token_ids: Sequence[int] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call of one of the caller's tools; see `naru.api.inference.v1.ToolCallDelta`."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +114,12 @@ class ChoiceOutput:
         choice_index: Which choice.
         text: New text, may be empty.
         completion_tokens: Tokens generated for this choice so far.
-        finish_reason: "stop", "length", "abort" or "error"; empty while it goes on.
+        finish_reason: "stop", "length", "tool_calls", "abort" or "error"; empty while it goes on.
         cached_prompt_tokens: Prompt tokens that came from the prefix cache, so far as known.
+        reasoning: New text of what the model thought; comes before `text`.
+        tool_calls: New pieces of tool calls; come after `text`.
+        reasoning_tokens: Tokens of this choice that were reasoning; told with its end.
+        prompt: What was asked about the prompt; told once, with the first output.
         error: Set when the engine failed; then nothing more comes for any choice of the request.
     """
 
@@ -109,6 +133,18 @@ class ChoiceOutput:
     token_ids: Sequence[int] = ()
     cached_prompt_tokens: int = 0
     error: Exception | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    reasoning_tokens: int = 0
+    prompt: PromptOutput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a prompt is to the model; `strings` are the tokens as its tokenizer writes them, None when nobody asked."""
+
+    token_ids: Sequence[int]
+    strings: Sequence[str] | None = None
 
 
 Sink = Callable[[ChoiceOutput], None]
@@ -167,6 +203,12 @@ class Engine(Protocol):
 
     async def submit(self, prepared: PreparedRequest, sink: Sink) -> EngineHandle:
         """Hands the choices to the engine. Raises NaruError when it takes none; `sink` hears nothing after that."""
+
+    async def tokenize(self, request: EngineRequest, *, strings: bool) -> Tokens:
+        """The tokens of the request's prompt, however many. Raises NaruError naming the field that is wrong."""
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens. Raises NaruError when one of them is none of the model's."""
 
     def models(self) -> tuple[ServedModel, ...]:
         """What it serves; the first is the base model."""

@@ -73,6 +73,7 @@ class Generation:
         self._prompt_tokens = 0
         self._completion: list[int] = []
         self._cached: list[int] = []
+        self._reasoning_tokens = 0
         self._open: set[int] = set()
         self._per_prompt = 1
         self._finish_reasons: set[str] = set()
@@ -230,6 +231,9 @@ class Generation:
         if output.error is not None:
             self._completion[index] = max(self._completion[index], output.completion_tokens)
             self._finish(Outcome.FAILED, self._engine_error(output.error), Accuracy.ESTIMATED)
+            if self._handle is not None:
+                # An engine that only could not read the model's answer would go on generating it.
+                self._spawn(self._abort(self._handle))
             return
         if not self._heard_output:
             self._heard_output = True
@@ -237,6 +241,7 @@ class Generation:
         self._completion[index] = output.completion_tokens
         if output.cached_prompt_tokens:
             self._cached[index] = output.cached_prompt_tokens
+        self._reasoning_tokens += output.reasoning_tokens
         self._tell(output)
         if output.finish_reason:
             self._finish_reasons.add(output.finish_reason)
@@ -363,6 +368,7 @@ class Generation:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=sum(self._completion),
             cached_prompt_tokens=min(cached, self._prompt_tokens),
+            reasoning_tokens=self._reasoning_tokens,
         )
 
     def _tell(self, event: Event) -> None:

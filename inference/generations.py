@@ -113,9 +113,9 @@ class Generations:
                 metadata={"resource": "generation", "name": order.event_id},
             )
         if order.reserved_prompt_tokens is None:
-            denial = _denial(order.principal, served_model)
-            if denial is not None:
-                return denial
+            objection = denial(order.principal, served_model)
+            if objection is not None:
+                return objection
         if all(model.name != served_model for model in self._tools.engine.models()):
             return NaruError(
                 Reason.MODEL_NOT_FOUND, f"There is no model {served_model!r}.", metadata={"model": served_model}
@@ -123,7 +123,7 @@ class Generations:
         return None
 
 
-def _denial(principal: Principal, model: str) -> NaruError | None:
+def denial(principal: Principal, model: str) -> NaruError | None:
     """Why a credential may not be used for this; the edge has asked this already for its callers."""
     patterns = principal.scopes.models
     if patterns and not any(fnmatchcase(model, pattern) for pattern in patterns):

@@ -77,11 +77,12 @@ def decode_object(text: bytes) -> dict[str, Any]:
     """
     try:
         body = json.loads(text, parse_constant=_refuse_constant)
+        is_unicode = b"\\ud" not in text.lower() or _is_unicode(body)
     except (ValueError, RecursionError):
         raise invalid_argument("body", "The body is not valid JSON.") from None
     if not isinstance(body, dict):
         raise invalid_argument("body", "The body must be a JSON object.")
-    if b"\\ud" in text.lower() and not _is_unicode(body):
+    if not is_unicode:
         raise invalid_argument("body", "The body holds half of a surrogate pair, which is no text.")
     return body
 
@@ -183,8 +184,10 @@ def _check_common(body: Mapping[str, Any]) -> None:
         _check_type(body, field, _is_integer, "an integer")
     for field in _BOOLEANS:
         _check_type(body, field, _is_boolean, "a boolean")
+    # A completion of no tokens is its prompt, where that is echoed.
+    least = 0 if body.get("echo") and "prompt" in body else 1
     for field in ("max_tokens", "max_completion_tokens"):
-        _check_type(body, field, lambda value: isinstance(value, int) and value >= 1, "at least 1")
+        _check_type(body, field, lambda value: isinstance(value, int) and value >= least, f"at least {least}")
     n = body.get("n")
     if n is not None and not (_is_integer(n) and 1 <= n <= MOST_CHOICES_PER_PROMPT):
         raise invalid_argument("n", f"`n` must be an integer from 1 to {MOST_CHOICES_PER_PROMPT}.")

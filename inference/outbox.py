@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 
-from inference.engine import ChoiceOutput, TokenCandidate
+from inference.engine import ChoiceOutput, PromptOutput, TokenCandidate, TokenLogprob
 from inference.events import Accepted, Event
+from inference.output_merging import merge_outputs, split_output
 
 _FRAME_BYTES = 96
 _LAST, _FIRST = -2, -1
@@ -67,7 +67,7 @@ class Outbox:
             return
         size = size_of(event)
         if size > self._limits.message_bytes and isinstance(event, ChoiceOutput):
-            for piece in split(event, -(-size // (self._limits.message_bytes // 4))):
+            for piece in split_output(event, -(-size // (self._limits.message_bytes // 4))):
                 self._add(stream_id, piece, size_of(piece))
         else:
             self._add(stream_id, event, size)
@@ -179,7 +179,9 @@ def size_of(event: Event) -> int:
         if event.stop_text:
             size += _text(event.stop_text)
         if event.logprobs:
-            size += sum(8 + _candidate(item.chosen) + sum(map(_candidate, item.top)) for item in event.logprobs)
+            size += sum(map(_logprob, event.logprobs))
+        if event.reasoning or event.tool_calls or event.prompt is not None:
+            size += _parsed(event)
         return size
     if isinstance(event, Accepted):
         return _FRAME_BYTES + _text(event.event_id) + _text(event.request_id) + _text(event.model)
@@ -192,36 +194,20 @@ def merge(events: Sequence[Event]) -> Event:
     last = events[-1]
     if len(events) == 1 or not isinstance(last, ChoiceOutput):
         return last
-    outputs = [event for event in events if isinstance(event, ChoiceOutput)]
-    return replace(
-        last,
-        text="".join([output.text for output in outputs]),
-        logprobs=tuple(chain.from_iterable([output.logprobs for output in outputs])),
-        token_ids=tuple(chain.from_iterable([output.token_ids for output in outputs])),
-    )
+    return merge_outputs([event for event in events if isinstance(event, ChoiceOutput)])
 
 
-def split(output: ChoiceOutput, count: int) -> list[ChoiceOutput]:
-    """The same output in `count` pieces, of which only the last says that the choice ended."""
-    pieces = []
-    for number in range(count):
-        last = number == count - 1
-        pieces.append(
-            replace(
-                output,
-                text=output.text[_part(len(output.text), number, count)],
-                logprobs=output.logprobs[_part(len(output.logprobs), number, count)],
-                token_ids=output.token_ids[_part(len(output.token_ids), number, count)],
-                finish_reason=output.finish_reason if last else "",
-                stop_text=output.stop_text if last else "",
-                stop_token_id=output.stop_token_id if last else None,
-            )
-        )
-    return pieces
+def _parsed(output: ChoiceOutput) -> int:
+    size = _text(output.reasoning) + (0 if output.prompt is None else _prompt(output.prompt))
+    return size + sum(32 + _text(call.id) + _text(call.name) + _text(call.arguments) for call in output.tool_calls)
 
 
-def _part(length: int, number: int, count: int) -> slice:
-    return slice(length * number // count, length * (number + 1) // count)
+def _prompt(prompt: PromptOutput) -> int:
+    return 8 + 5 * len(prompt.token_ids) + sum(map(_logprob, prompt.logprobs))
+
+
+def _logprob(item: TokenLogprob) -> int:
+    return 8 + _candidate(item.chosen) + sum(map(_candidate, item.top))
 
 
 def _text(text: str) -> int:
@@ -229,4 +215,4 @@ def _text(text: str) -> int:
 
 
 def _candidate(candidate: TokenCandidate) -> int:
-    return 24 + _text(candidate.token)
+    return 30 + _text(candidate.token)

@@ -8,14 +8,16 @@ from typing import Any
 
 import grpc
 
-from inference import convert
+from inference import convert, tokenization_convert
 from inference.engine import ServedModel
 from inference.session import Session, Sessions
+from inference.tokenization import Tokenization
 from naru.api.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    tokenization_pb2,
 )
 from naru.context import RequestContext, current
 from naru.errors import NaruError, Reason, invalid_argument
@@ -26,16 +28,20 @@ _MAX_PAGE = 1000
 
 
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
-    """Generates text.
+    """Generates text, and tells tokens.
 
     Args:
         sessions: Where calls get their streams; Generate is a session with one stream.
         load: How busy the replica is.
+        tokenization: Who knows tokens.
     """
 
-    def __init__(self, sessions: Sessions, load: Callable[[], inference_service_pb2.Load]) -> None:
+    def __init__(
+        self, sessions: Sessions, load: Callable[[], inference_service_pb2.Load], tokenization: Tokenization
+    ) -> None:
         self._sessions = sessions
         self._load = load
+        self._tokenization = tokenization
 
     async def Generate(
         self,
@@ -73,6 +79,26 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         finally:
             session.close()
             reader.cancel()
+
+    async def Tokenize(
+        self,
+        request: tokenization_pb2.TokenizeRequest,
+        context: grpc.aio.ServicerContext[tokenization_pb2.TokenizeRequest, tokenization_pb2.TokenizeResponse],
+    ) -> tokenization_pb2.TokenizeResponse:
+        asked, strings = tokenization_convert.request_from_proto(request)
+        counted = tokenization_convert.counted_order(asked, current())
+        tokens, context_tokens = await self._tokenization.tokenize(asked, counted, strings=strings)
+        return tokenization_convert.tokens_to_proto(tokens, context_tokens)
+
+    async def Detokenize(
+        self,
+        request: tokenization_pb2.DetokenizeRequest,
+        context: grpc.aio.ServicerContext[tokenization_pb2.DetokenizeRequest, tokenization_pb2.DetokenizeResponse],
+    ) -> tokenization_pb2.DetokenizeResponse:
+        asked = tokenization_convert.token_ids_from_proto(request)
+        counted = tokenization_convert.counted_order(asked, current())
+        text = await self._tokenization.detokenize(asked.model, asked.token_ids, counted)
+        return tokenization_pb2.DetokenizeResponse(text=text)
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):

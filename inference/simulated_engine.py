@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from inference.engine import (
     Sink,
     TokenCandidate,
     TokenLogprob,
+    Tokens,
 )
 from inference.engine_count import EngineCount, RequestCount
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, not_supported, read_body, too_long
 from inference.simulated_account import SimulatedAccount
-from inference.simulated_text import WORDS, count_messages, count_text, cut_at_stop, message_text, words
+from inference.simulated_text import WORDS, cut_at_stop, message_text, pieces, text_of, token_id, words
 from naru.errors import invalid_argument, unavailable
 from naru.logs import Logger
 
@@ -169,7 +171,7 @@ class SimulatedEngine:
         chat = is_chat(request)
         prompts = [body["messages"]] if chat else _prompts(body["prompt"])
         answers: list[Answer] = []
-        lengths = tuple(_count(prompt, chat) for prompt in prompts)
+        lengths = tuple(_count(prompt) for prompt in prompts)
         for prompt, length in zip(prompts, lengths, strict=True):
             for number in range(choices_per_prompt(body)):
                 cap = request.output_token_cap
@@ -200,6 +202,18 @@ class SimulatedEngine:
             self._account.began(payload.user, index)
         self._work.set()
         return handle
+
+    async def tokenize(self, request: EngineRequest, *, strings: bool) -> Tokens:
+        """See `Engine.tokenize`."""
+        self._require_alive()
+        body = read_body(request)
+        texts = pieces(body["messages" if is_chat(request) else "prompt"])
+        return Tokens([token_id(text) for text in texts], texts if strings else None)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See `Engine.detokenize`. Knows the words it answers in, and no other tokens."""
+        self._require_alive()
+        return text_of(token_ids)
 
     def models(self) -> tuple[ServedModel, ...]:
         """See `Engine.models`. Empty before `start`."""
@@ -355,10 +369,8 @@ def _prompts(prompt: Any) -> list[Any]:
     return list(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
-def _count(prompt: Any, chat: bool) -> int:
-    if chat:
-        return count_messages(prompt)
-    return count_text(prompt) if isinstance(prompt, str) else len(prompt)
+def _count(prompt: Any) -> int:
+    return len(prompt) if isinstance(prompt, list) and isinstance(prompt[0], int) else len(pieces(prompt))
 
 
 def _stops(body: dict[str, Any]) -> tuple[str, ...]:

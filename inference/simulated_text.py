@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from naru.errors import invalid_argument
+
 _TOKEN = re.compile(r"\s*\S{1,8}")
-_MESSAGE_TOKENS = 4
+_FRAME = ("<message>", "<role>", "</role>", "</message>")
 """What a chat template would put around a message."""
 
 _POEM = (
@@ -16,16 +19,27 @@ _POEM = (
     "mist heron willow oar passenger market road village evening song tide pier lamp basket letter horizon"
 )
 WORDS = tuple(_POEM.split())
+_IDS = {word: number for number, word in enumerate(WORDS)}
 
 
-def count_text(text: str) -> int:
-    """Tokens of a text: one per eight characters of a word, begun ones included; at least 1."""
-    return max(1, len(_TOKEN.findall(text)))
+def pieces(prompt: str | Sequence[Mapping[str, Any]]) -> list[str]:
+    """The texts of the tokens of a text or a conversation: one per eight characters of a word, begun ones included."""
+    if isinstance(prompt, str):
+        return _TOKEN.findall(prompt) or [""]
+    return [piece for message in prompt for piece in (*_FRAME, *pieces(message_text(message)))]
 
 
-def count_messages(messages: list[dict[str, Any]]) -> int:
-    """Tokens of a conversation."""
-    return sum(_MESSAGE_TOKENS + count_text(message_text(message)) for message in messages)
+def token_id(piece: str) -> int:
+    """The id of a token: a word's own, or a number that stands for anything else and cannot be turned back."""
+    word = piece.strip()
+    return _IDS[word] if word in _IDS else len(WORDS) + zlib.crc32(piece.encode("utf-8", "replace")) % 2**31
+
+
+def text_of(token_ids: Sequence[int]) -> str:
+    """The text of tokens. Raises NaruError INVALID_ARGUMENT for other tokens than words."""
+    if any(token_id >= len(WORDS) for token_id in token_ids):
+        raise invalid_argument("tokens", f"`tokens` must be ids from 0 to {len(WORDS) - 1}.")
+    return " ".join(WORDS[token_id] for token_id in token_ids)
 
 
 def message_text(message: Mapping[str, Any]) -> str:

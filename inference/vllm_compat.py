@@ -31,14 +31,21 @@ class Vllm:
     AsyncLLM: Any
     UsageContext: Any
     SamplingParams: Any
+    RequestOutputKind: Any
     OnlineRenderer: Any
     ChatCompletionRequest: Any
     CompletionRequest: Any
+    TokenizeChatRequest: Any
+    TokenizeCompletionRequest: Any
+    DetokenizeRequest: Any
+    TokensPrompt: Any
     ErrorResponse: Any
     current_platform: Any
     tokens_input: Any
     extract_prompt_len: Any
+    extract_prompt_components: Any
     get_max_tokens: Any
+    make_tool_call_id: Any
     freeze_gc_heap: Any
     GracefulHTTPError: Any
     VLLMClientError: Any
@@ -47,19 +54,27 @@ class Vllm:
 
 
 _PROTOCOLS = "vllm.entrypoints.openai"
+_TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
 _PLACES: dict[str, tuple[str, ...]] = {
     "AsyncEngineArgs": ("vllm",),
     "AsyncLLM": ("vllm.v1.engine.async_llm",),
     "UsageContext": ("vllm.usage.usage_lib",),
     "SamplingParams": ("vllm",),
+    "RequestOutputKind": ("vllm.sampling_params",),
     "OnlineRenderer": ("vllm.renderers.online_renderer",),
     "ChatCompletionRequest": (f"{_PROTOCOLS}.chat_completion.protocol",),
     "CompletionRequest": (f"{_PROTOCOLS}.completion.protocol",),
+    "TokenizeChatRequest": (_TOKENIZE,),
+    "TokenizeCompletionRequest": (_TOKENIZE,),
+    "DetokenizeRequest": (_TOKENIZE,),
+    "TokensPrompt": ("vllm.inputs",),
     "ErrorResponse": ("vllm.entrypoints.serve.engine.protocol",),
     "current_platform": ("vllm.platforms",),
     "tokens_input": ("vllm.inputs", "vllm.inputs.engine"),
     "extract_prompt_len": ("vllm.renderers.inputs.preprocess",),
+    "extract_prompt_components": ("vllm.renderers.inputs.preprocess",),
     "get_max_tokens": ("vllm.entrypoints.serve.utils.api_utils",),
+    "make_tool_call_id": ("vllm.renderers.chat_utils", "vllm.entrypoints.chat_utils"),
     "freeze_gc_heap": ("vllm.utils.gc_utils",),
     "GracefulHTTPError": ("vllm.exceptions",),
     "VLLMClientError": ("vllm.exceptions",),
@@ -80,15 +95,32 @@ _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
         "errored": (),
     },
     "OnlineRenderer": {
-        "__init__": ("model_config", "renderer", "request_logger", "chat_template", "chat_template_content_format"),
+        "__init__": (
+            "model_config",
+            "renderer",
+            "request_logger",
+            "chat_template",
+            "chat_template_content_format",
+            "enable_auto_tools",
+            "tool_parser",
+            "reasoning_parser",
+        ),
+        "effective_chat_template_kwargs": ("request",),
         "render_chat": ("request",),
         "render_completion": ("request",),
+        "preprocess_chat": ("request", "messages", "default_template", "default_template_kwargs", "tool_dicts"),
+        "preprocess_completion": ("request", "prompt_input", "prompt_embeds"),
         "warmup": (),
     },
-    "ChatCompletionRequest": {"model_validate": (), "to_sampling_params": ("max_tokens", "default_sampling_params")},
+    "ChatCompletionRequest": {
+        "model_validate": (),
+        "to_sampling_params": ("max_tokens", "default_sampling_params"),
+        "resolve_reasoning_ended": ("parser", "prompt_token_ids"),
+    },
     "CompletionRequest": {"model_validate": (), "to_sampling_params": ("max_tokens", "default_sampling_params")},
     "tokens_input": {"": ("prompt_token_ids",)},
     "extract_prompt_len": {"": ("model_config", "prompt")},
+    "extract_prompt_components": {"": ("model_config", "prompt")},
     "get_max_tokens": {
         "": ("max_model_len", "max_tokens", "input_length", "default_sampling_params", "override_max_tokens")
     },

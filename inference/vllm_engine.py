@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from inference import vllm_compat
-from inference.engine import EngineCounters, EngineHandle, EngineRequest, PreparedRequest, ServedModel, Sink
+from inference.engine import EngineCounters, EngineHandle, EngineRequest, PreparedRequest, ServedModel, Sink, Tokens
 from inference.engine_count import EngineCount
 from inference.vllm_compat import Vllm
 from inference.vllm_errors import to_naru_error
 from inference.vllm_outputs import Outputs
-from inference.vllm_render import EnginePayload, VllmRenderer
+from inference.vllm_render import EnginePayload, VllmRenderer, make_renderer
 from inference.vllm_settings import VllmEngineConfig, cpu_environment, engine_arguments, environment
 from inference.vllm_submit import GenerateSubmitter, StepSubmitter, Submission, Submitter
+from inference.vllm_tokenize import VllmTokenizer
 from naru.errors import unavailable
 from naru.logs import Logger
 
@@ -106,7 +107,7 @@ class VllmEngine:
             raise unavailable("inference", "The engine is not running.")
         choices = len(payload.choices)
         counted = self._count.begin(choices, choices // payload.prompts)
-        outputs = Outputs(choices, payload.options, sink, counted, self._logger)
+        outputs = Outputs(choices, payload.options, sink, counted, self._logger, readings=payload.readings)
         try:
             submission = await self._submitter.submit(payload, outputs)
         except Exception as error:  # vLLM refuses in many ways; what is none of them goes on unchanged
@@ -115,6 +116,14 @@ class VllmEngine:
                 raise
             raise known from error
         return VllmHandle(submission, outputs)
+
+    async def tokenize(self, request: EngineRequest, *, strings: bool) -> Tokens:
+        """See `Engine.tokenize`."""
+        return await self._tokenizer().tokenize(request, strings=strings)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See `Engine.detokenize`."""
+        return await self._tokenizer().detokenize(token_ids)
 
     def models(self) -> tuple[ServedModel, ...]:
         """See `Engine.models`. Empty before `start`."""
@@ -167,7 +176,8 @@ class VllmEngine:
         engine = vllm.AsyncLLM.from_engine_args(arguments, usage_context=vllm.UsageContext.OPENAI_API_SERVER)
         self._vllm, self._engine = vllm, engine
         self._submitter = self._choose_submitter(vllm, engine)
-        self._renderer = VllmRenderer(vllm, engine, await engine.get_supported_tasks())
+        tasks = await engine.get_supported_tasks()
+        self._renderer = make_renderer(vllm, engine, tasks, self._config.parsers, self._logger)
         self._renderer.warm_up()
         await self._warm_up(vllm, engine)
         self._models = (
@@ -178,6 +188,11 @@ class VllmEngine:
                 create_time=time.time(),
             ),
         )
+
+    def _tokenizer(self) -> VllmTokenizer:
+        if self._vllm is None or self._renderer is None or not self.healthy():
+            raise unavailable("inference", "The engine is not running.")
+        return VllmTokenizer(self._vllm, self._renderer.online)
 
     def _set_variables(self, variables: dict[str, str]) -> None:
         for name, value in variables.items():

@@ -66,7 +66,11 @@ def _validation_error(error: Exception, body: Mapping[str, Any], context_tokens:
     if parameter == "logprobs" and "top_logprobs" in body:
         # The engine's parameter; in a chat request the number is in the other field.
         parameter = "top_logprobs"
-    return invalid_argument(str(parameter) if parameter else _named_field(message, body), message)
+    field = str(parameter) if parameter else _named_field(message, body)
+    if field == "tools" and "rammar" in message:
+        # What comes of it is about a grammar that the caller has never seen.
+        message = "The parameters of a tool in `tools` are no JSON schema that can be kept to."
+    return invalid_argument(field, message)
 
 
 def _field_error(error: Any, body: Mapping[str, Any]) -> NaruError:
@@ -104,7 +108,7 @@ def _named_field(message: str, body: Mapping[str, Any]) -> str:
     if named or not body:
         return named
     if "Grammar" in message or "grammar" in words:
-        return next((field for field in ("response_format", "structured_outputs") if body.get(field)), "")
+        return next((field for field in ("response_format", "structured_outputs", "tools") if body.get(field)), "")
     return _prompt_field(body) if {"prompt", "vocabulary"} & set(words) else ""
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from traceback import extract_tb
 from typing import Any
 
-from inference.engine import ChoiceOutput, Sink, TokenCandidate, TokenLogprob
+from inference.engine import ChoiceOutput, PromptOutput, Sink, TokenCandidate, TokenLogprob
 from inference.engine_count import RequestCount
-from naru.errors import unavailable
+from inference.vllm_parsers import ChoiceParser
+from naru.errors import NaruError, Reason, unavailable
 from naru.logs import Logger
 
 _LEAST_LOGPROB = -9999.0
@@ -22,11 +24,39 @@ class OutputOptions:
     Attributes:
         top_logprobs: How many candidates per token; -1 for all that the engine gives; None for no logprobs at all.
         tokens_as_ids: Whether a candidate's text is "token_id:<id>", which unlike its text is never ambiguous.
+        prompt_token_ids: Whether to tell the prompt's token ids.
+        prompt_logprobs: Whether to tell how likely the prompt's tokens were; the engine has to know of it.
     """
 
     top_logprobs: int | None = None
     token_ids: bool = False
     tokens_as_ids: bool = False
+    prompt_token_ids: bool = False
+    prompt_logprobs: bool = False
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether anything of the prompt is told beside an echo."""
+        return self.prompt_token_ids or self.prompt_logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one choice is read, where it is more than its text.
+
+    Attributes:
+        decode: The text of a token.
+        echo: Text of the prompt, which the choice begins with; None for a choice that begins with its own text.
+        echo_tokens: Whether logprobs begin with the prompt's too, as its text does.
+        generates: Whether what is generated is told at all: a completion of 0 tokens is its prompt only.
+        parser: Reads tool calls and reasoning.
+    """
+
+    decode: Callable[[int], str]
+    echo: str | None = None
+    echo_tokens: bool = False
+    generates: bool = True
+    parser: ChoiceParser | None = None
 
 
 class Outputs:
@@ -37,6 +67,7 @@ class Outputs:
         sink: Who wants them. What it raises is logged: vLLM hands out a step's outputs in one loop, and an exception in it
             would end every request of the engine.
         counted: Told what the engine puts out, as it comes.
+        readings: How each choice is read; empty for text as it comes.
     """
 
     def __init__(
@@ -46,8 +77,12 @@ class Outputs:
         sink: Sink,
         counted: RequestCount,
         logger: Logger,
+        *,
+        readings: Sequence[Reading] = (),
     ) -> None:
         self._options = options
+        self._readings = readings
+        self._begun: set[int] = set()
         self._sink = sink
         self._counted = counted
         self._logger = logger
@@ -60,7 +95,8 @@ class Outputs:
             return
         try:
             if isinstance(output, BaseException):
-                self._fail(index, output)
+                self._logger.error("engine_failed", exception=type(output).__name__)
+                self._fail(index, unavailable("inference", "The engine failed while generating."))
             else:
                 self._pass_on(index, output)
         except Exception:  # see the class: it must not reach vLLM's loop
@@ -70,10 +106,12 @@ class Outputs:
         """Delivers and counts nothing more: the request was not taken after all, or nobody waits for its end."""
         self._open.clear()
 
-    def _fail(self, index: int, failure: BaseException) -> None:
-        self._open.clear()
-        self._logger.error("engine_failed", exception=type(failure).__name__)
-        error = unavailable("inference", "The engine failed while generating.")
+    def _fail(self, index: int, error: NaruError) -> None:
+        """Ends the request. What its other choices have generated counts, also where a parser holds it back."""
+        others, self._open = self._open - {index}, set()
+        for other in others:
+            if self._tokens[other]:
+                self._sink(ChoiceOutput(other, "", self._tokens[other]))
         self._sink(ChoiceOutput(index, "", self._tokens[index], finish_reason="error", error=error))
 
     def _pass_on(self, index: int, output: Any) -> None:
@@ -83,24 +121,85 @@ class Outputs:
         self._counted.generated(new_tokens)
         if output.finished:
             self._open.discard(index)
+        try:
+            read = self._read(index, completion, output)
+        except Exception as error:  # noqa: BLE001 -- what a model writes may confuse a parser; only this request ends
+            self._fail(index, self._unread(error))
+            return
+        if output.finished:
+            # Not before it is read: what fails is settled by an estimate.
             self._counted.ended(index, len(output.prompt_token_ids or ()), output.num_cached_tokens or 0)
+        if read is not None:
+            self._sink(read)
+
+    def _unread(self, fault: Exception) -> NaruError:
+        # Not its text, which may hold what the model wrote.
+        where = extract_tb(fault.__traceback__)[-1]
+        self._logger.error(
+            "engine_output_not_read", exception=type(fault).__name__, where=f"{where.filename}:{where.lineno}"
+        )
+        return NaruError(Reason.INTERNAL, "The model's answer could not be read.")
+
+    def _read(self, index: int, completion: Any, output: Any) -> ChoiceOutput | None:
+        """What to tell of an output; None while a parser holds it back."""
         reason = completion.finish_reason or ""
         stop = completion.stop_reason
         options = self._options
-        self._sink(
-            ChoiceOutput(
-                choice_index=index,
-                text=completion.text,
-                completion_tokens=self._tokens[index],
-                # A repetition that the caller asked to be stopped at is a stop in OpenAI's terms.
-                finish_reason="stop" if reason == "repetition" else reason,
-                stop_text=stop if isinstance(stop, str) and reason == "stop" else "",
-                stop_token_id=stop if isinstance(stop, int) else None,
-                logprobs=() if options.top_logprobs is None else _logprobs(completion, options),
-                token_ids=tuple(completion.token_ids) if options.token_ids else (),
-                cached_prompt_tokens=output.num_cached_tokens or 0,
-            )
+        told = ChoiceOutput(
+            choice_index=index,
+            text=completion.text,
+            completion_tokens=self._tokens[index],
+            # A repetition that the caller asked to be stopped at is a stop in OpenAI's terms.
+            finish_reason="stop" if reason == "repetition" else reason,
+            stop_text=stop if isinstance(stop, str) and reason == "stop" else "",
+            stop_token_id=stop if isinstance(stop, int) else None,
+            logprobs=() if options.top_logprobs is None else _logprobs(completion, options),
+            token_ids=tuple(completion.token_ids) if options.token_ids else (),
+            cached_prompt_tokens=output.num_cached_tokens or 0,
         )
+        if not self._readings:
+            return told
+        reading = self._readings[index]
+        read = told if reading.parser is None else reading.parser.read(told, completion.token_ids)
+        if read is None:
+            return None
+        if index not in self._begun:
+            self._begun.add(index)
+            return _with_prompt(read, reading, output, options)
+        return read if reading.generates else replace(read, text="", logprobs=(), token_ids=())
+
+
+def _with_prompt(first: ChoiceOutput, reading: Reading, output: Any, options: OutputOptions) -> ChoiceOutput:
+    """The first output of a choice, with what was asked about its prompt."""
+    if not reading.generates:
+        first = replace(first, text="", logprobs=(), token_ids=())
+    if reading.echo is not None:
+        first = replace(first, text=reading.echo + first.text)
+    steps = output.prompt_logprobs
+    if reading.echo_tokens and options.top_logprobs is not None and steps is not None:
+        echoed = _prompt_logprobs(output, reading, options)
+        first = replace(first, logprobs=echoed + first.logprobs)
+    if not (options.prompt_token_ids or (options.prompt_logprobs and steps is not None)):
+        return first
+    prompt = PromptOutput(
+        token_ids=tuple(output.prompt_token_ids) if options.prompt_token_ids else (),
+        # As many as the engine gives: how many was asked of it.
+        logprobs=_prompt_logprobs(output, reading, replace(options, top_logprobs=-1))
+        if options.prompt_logprobs
+        else (),
+    )
+    return replace(first, prompt=prompt)
+
+
+def _prompt_logprobs(output: Any, reading: Reading, options: OutputOptions) -> tuple[TokenLogprob, ...]:
+    said = []
+    for token_id, step in zip(output.prompt_token_ids, output.prompt_logprobs, strict=False):
+        if step is None:
+            text = f"token_id:{token_id}" if options.tokens_as_ids else reading.decode(token_id)
+            said.append(TokenLogprob(TokenCandidate(text, 0.0, token_id), unknown=True))
+        else:
+            said.append(_token_logprob(token_id, step, options))
+    return tuple(said)
 
 
 def _logprobs(completion: Any, options: OutputOptions) -> tuple[TokenLogprob, ...]:
@@ -111,7 +210,7 @@ def _logprobs(completion: Any, options: OutputOptions) -> tuple[TokenLogprob, ..
     )
 
 
-def _token_logprob(token_id: int, step: dict[int, Any], options: OutputOptions) -> TokenLogprob:
+def _token_logprob(token_id: int, step: Mapping[int, Any], options: OutputOptions) -> TokenLogprob:
     chosen = _candidate(token_id, step.get(token_id), options)
     if options.top_logprobs == 0:
         return TokenLogprob(chosen)
@@ -124,4 +223,4 @@ def _token_logprob(token_id: int, step: dict[int, Any], options: OutputOptions) 
 def _candidate(token_id: int, entry: Any, options: OutputOptions) -> TokenCandidate:
     text = f"token_id:{token_id}" if options.tokens_as_ids else (getattr(entry, "decoded_token", None) or "")
     logprob = _LEAST_LOGPROB if entry is None else max(entry.logprob, _LEAST_LOGPROB)
-    return TokenCandidate(text, logprob, token_id)
+    return TokenCandidate(text, logprob, token_id, getattr(entry, "rank", None) or 0)

@@ -12,13 +12,22 @@ from typing import Any
 
 from inference.engine import EngineRequest, PreparedRequest
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, read_body, too_long
+from inference.parser_families import ParserNames
 from inference.vllm_compat import Vllm
 from inference.vllm_errors import from_response, to_naru_error
-from inference.vllm_outputs import OutputOptions
-from inference.vllm_unsupported import refuse_unsupported
+from inference.vllm_outputs import OutputOptions, Reading
+from inference.vllm_parsers import Parsers
+from inference.vllm_unsupported import refuse_unsupported, refuse_what_the_model_lacks
+from naru.errors import invalid_argument
+from naru.logs import Logger
 
 _LONG_BODY = 64 * 1024
 """Bytes of JSON from which decoding it would be felt by everybody on the event loop."""
+
+_SEEDS = 2**64
+
+_MOST_PROMPT_CANDIDATES = 100_000
+"""Log probabilities of prompt tokens that one request may ask for; to write more of them down would hold up everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +48,18 @@ class EngineChoice:
 
 @dataclass(frozen=True, slots=True)
 class EnginePayload:
-    """What `submit` needs of a prepared request; each of its `prompts` has as many choices as the others."""
+    """What `submit` needs of a prepared request.
+
+    Attributes:
+        prompts: How many there are; each has as many choices as the others.
+        readings: One per choice, or none for text as it comes.
+    """
 
     choices: tuple[EngineChoice, ...]
     options: OutputOptions
     priority: int
     prompts: int
+    readings: tuple[Reading, ...] = ()
 
 
 class VllmRenderer:
@@ -54,9 +69,13 @@ class VllmRenderer:
         vllm: vLLM's names.
         engine: The AsyncLLM.
         supported_tasks: What the engine answered to `get_supported_tasks`.
+        parsers: What reads tool calls and reasoning out of answers.
+
+    Raises:
+        ValueError: A parser is not known, or not for this model.
     """
 
-    def __init__(self, vllm: Vllm, engine: Any, supported_tasks: Any) -> None:
+    def __init__(self, vllm: Vllm, engine: Any, supported_tasks: Any, parsers: ParserNames) -> None:
         self._vllm = vllm
         self._engine = engine
         self._supported_tasks = supported_tasks
@@ -64,13 +83,30 @@ class VllmRenderer:
         self._context_tokens = int(engine.model_config.max_model_len)
         self._defaults: dict[str, Any] = engine.model_config.get_diff_sampling_param()
         self._most_tokens = self._operator_limit()
-        self._renderer = vllm.OnlineRenderer(
-            engine.model_config,
-            engine.renderer,
-            request_logger=None,
-            chat_template=None,
-            chat_template_content_format="auto",
-        )
+        self._tokenizer = engine.renderer.tokenizer
+        self._chat_template = str(getattr(self._tokenizer, "chat_template", None) or "")
+        try:
+            self._renderer = vllm.OnlineRenderer(
+                engine.model_config,
+                engine.renderer,
+                request_logger=None,
+                chat_template=None,
+                chat_template_content_format="auto",
+                enable_auto_tools=bool(parsers.tool_calls),
+                tool_parser=parsers.tool_calls or None,
+                reasoning_parser=parsers.reasoning or None,
+            )
+        except TypeError as error:
+            raise ValueError(
+                "NARU_INFERENCE_TOOL_CALL_PARSER and NARU_INFERENCE_REASONING_PARSER must name parsers of vLLM that fit "
+                f"the model, or be none: {error}"
+            ) from error
+        self._parsers = Parsers(vllm, self._renderer, self._tokenizer, engine.model_config)
+
+    @property
+    def online(self) -> Any:
+        """The OnlineRenderer."""
+        return self._renderer
 
     def warm_up(self) -> None:
         """Compiles the chat template, so that the first request does not wait for it."""
@@ -84,29 +120,77 @@ class VllmRenderer:
         """
         body: dict[str, Any] = {}
         try:
-            chat = is_chat(request)
-            body = await self._off_loop_if_long(request, partial(read_body, request))
-            refuse_unsupported(body)
-            typed = await self._off_loop_if_long(request, partial(self._typed, request, body))
-            prompts = await self._render(typed, body, chat)
-            choices: list[EngineChoice] = []
-            prompt_tokens = 0
-            for prompt in prompts:
-                length = self._vllm.extract_prompt_len(self._model_config, prompt)
-                prompt_tokens += length
-                _set_cache_salt(prompt, request.cache_salt, body.get("cache_salt"))
-                params = self._sampling_params(typed, body, chat, length, request.output_token_cap)
-                core_request = await self._validate(prompt, params, request.priority)
-                choices += _fan_out(len(choices), choices_per_prompt(body), prompt, core_request)
+            body = await self._off_loop_if_long(request, partial(_checked_body, request))
+            return await self._prepare(request, body)
         except Exception as error:  # vLLM raises many kinds for bad input; what is none of them goes on unchanged
             known = to_naru_error(error, self._vllm, body, self._context_tokens)
             if known is None:
                 raise
             # Not "from error": its text may hold the prompt, which must not reach a log.
             raise known from None
-        options = _output_options(body, chat)
-        payload = EnginePayload(tuple(choices), options, request.priority, len(prompts))
+
+    async def _prepare(self, request: EngineRequest, body: dict[str, Any]) -> PreparedRequest:
+        chat = is_chat(request)
+        refuse_what_the_model_lacks(body, callable_tools=self._parsers.tool_calls, chat_template=self._chat_template)
+        typed = await self._off_loop_if_long(request, partial(self._typed, request, body))
+        conversation, prompts = await self._render(typed, body, chat)
+        options = _output_options(body, chat, stream=request.stream)
+        echo = _chat_echo(typed, conversation) if chat else None
+        choices: list[EngineChoice] = []
+        readings: list[Reading] = []
+        prompt_tokens = 0
+        for prompt in prompts:
+            length = self._vllm.extract_prompt_len(self._model_config, prompt)
+            prompt_tokens += length
+            _set_cache_salt(prompt, request.cache_salt, body.get("cache_salt"))
+            params = self._sampling_params(typed, body, chat, length, request.output_token_cap)
+            self._check_prompt_logprobs(params.prompt_logprobs, prompt_tokens * choices_per_prompt(body), body)
+            parsed = chat and self._parsers.wanted(typed)
+            if parsed:
+                # One step at a time, also for an answer that is not streamed: see ChoiceParser.
+                params.output_kind = self._vllm.RequestOutputKind.DELTA
+            core_request = await self._validate(prompt, params, request.priority)
+            if parsed:
+                self._parsers.tell_engine(core_request, typed)
+            made = _fan_out(len(choices), choices_per_prompt(body), prompt, core_request)
+            choices += made
+            if not chat and typed.echo:
+                echo = self._echoed(prompt, core_request)
+            if parsed or echo is not None or options.tells_prompt:
+                readings += [self._reading(typed, core_request, echo, chat=chat, parsed=parsed) for _ in made]
+        payload = EnginePayload(tuple(choices), options, request.priority, len(prompts), tuple(readings))
         return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(choices), payload=payload)
+
+    def _check_prompt_logprobs(self, asked: int | None, prompt_tokens: int, body: Mapping[str, Any]) -> None:
+        """`prompt_tokens`: of all prompts so far, once per choice, as often as they are told."""
+        if asked is None:
+            return
+        each = asked + 1 if asked >= 0 else int(self._model_config.get_vocab_size())
+        if prompt_tokens * each > _MOST_PROMPT_CANDIDATES:
+            field = "prompt_logprobs" if body.get("prompt_logprobs") is not None else "logprobs"
+            raise invalid_argument(
+                field,
+                f"`{field}` of {asked} for {prompt_tokens} tokens of prompts is too much: at most "
+                f"{_MOST_PROMPT_CANDIDATES} log probabilities of prompt tokens can be told, over all choices.",
+            )
+
+    def _echoed(self, prompt: Any, core_request: Any) -> str:
+        """The text of a prompt, which may have come as token ids."""
+        text = prompt.get("prompt")
+        return text if isinstance(text, str) else str(self._tokenizer.decode(list(core_request.prompt_token_ids)))
+
+    def _reading(self, typed: Any, core_request: Any, echo: str | None, *, chat: bool, parsed: bool) -> Reading:
+        token_ids = core_request.prompt_token_ids or ()
+        return Reading(
+            decode=self._decode,
+            echo=echo,
+            echo_tokens=echo is not None and not chat,
+            generates=chat or not (typed.echo and typed.max_tokens == 0),
+            parser=self._parsers.make(typed, token_ids, whole=not typed.stream) if parsed else None,
+        )
+
+    def _decode(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id]))
 
     def _operator_limit(self) -> int | None:
         """The most output tokens that the model's configuration allows, found as `vllm serve` finds it."""
@@ -122,19 +206,20 @@ class VllmRenderer:
         return work()
 
     def _typed(self, request: EngineRequest, body: Mapping[str, Any]) -> Any:
-        # Every choice becomes an engine request of its own, so vLLM's classes see n = 1.
-        fields = {**body, "n": 1, "stream": request.stream}
+        # Every choice becomes an engine request of its own, so vLLM's classes see n = 1. Token ids are told by us.
+        fields = {**body, "n": 1, "stream": request.stream, "return_token_ids": False}
         kind = self._vllm.ChatCompletionRequest if is_chat(request) else self._vllm.CompletionRequest
         return kind.model_validate(fields)
 
-    async def _render(self, typed: Any, body: Mapping[str, Any], chat: bool) -> list[Any]:
+    async def _render(self, typed: Any, body: Mapping[str, Any], chat: bool) -> tuple[list[Any], list[Any]]:
+        """The conversation as the model is told it (none for a completion), and the prompts."""
         if chat:
             rendered = await self._renderer.render_chat(typed)
         else:
             rendered = await self._renderer.render_completion(typed)
         if isinstance(rendered, self._vllm.ErrorResponse):
             raise from_response(rendered, body)
-        return list(rendered[1] if chat else rendered)
+        return (list(rendered[0]), list(rendered[1])) if chat else ([], list(rendered))
 
     def _sampling_params(
         self, typed: Any, body: Mapping[str, Any], chat: bool, prompt_tokens: int, cap: int | None
@@ -143,7 +228,9 @@ class VllmRenderer:
         field = "messages" if chat else "prompt"
         if prompt_tokens >= self._context_tokens:
             raise too_long(field, prompt_tokens, self._context_tokens)
-        if asked is not None and prompt_tokens + asked[1] > self._context_tokens:
+        # Whoever has the prompt cut to what fits takes what room is left.
+        cut = body.get("truncate_prompt_tokens") is not None
+        if asked is not None and not cut and prompt_tokens + asked[1] > self._context_tokens:
             raise too_long(field, prompt_tokens, self._context_tokens, asked[1])
         asked_tokens = asked[1] if asked is not None else None
         if asked_tokens is None and not chat:
@@ -152,6 +239,9 @@ class VllmRenderer:
             self._context_tokens, asked_tokens, prompt_tokens, self._defaults, override_max_tokens=self._most_tokens
         )
         params = typed.to_sampling_params(most if cap is None else min(most, cap), self._defaults)
+        if body.get("prompt_logprobs") is None and (chat or body.get("logprobs") is None):
+            # An echo of a conversation would ask for them too, and whoever asks for them gets nothing from the cache.
+            params.prompt_logprobs = None
         params.skip_clone = True
         return params
 
@@ -166,6 +256,20 @@ class VllmRenderer:
         return validate()
 
 
+def make_renderer(vllm: Vllm, engine: Any, supported_tasks: Any, parsers: ParserNames, logger: Logger) -> VllmRenderer:
+    """A VllmRenderer; without parsers where those that were guessed do not fit, as an old model's of a family may not.
+
+    Raises ValueError as VllmRenderer does, for parsers that the operator named.
+    """
+    try:
+        return VllmRenderer(vllm, engine, supported_tasks, parsers)
+    except ValueError as error:
+        if not parsers.guessed:
+            raise
+        logger.warning("vllm_parsers_do_not_fit", problem=str(error), effect="tools cannot be called")
+        return VllmRenderer(vllm, engine, supported_tasks, ParserNames())
+
+
 def _fan_out(first: int, count: int, prompt: Any, core_request: Any) -> list[EngineChoice]:
     """`count` requests of one choice each; a seeded one gets seed, seed + 1, ... as vLLM's own children do."""
     choices = []
@@ -175,7 +279,8 @@ def _fan_out(first: int, count: int, prompt: Any, core_request: Any) -> list[Eng
             request = copy.copy(core_request)
             if params.seed is not None:
                 params = copy.copy(params)
-                params.seed += number
+                # Beyond 64 bits it would end the engine.
+                params.seed = (params.seed + number + _SEEDS // 2) % _SEEDS - _SEEDS // 2
                 request.sampling_params = params
         choices.append(EngineChoice(first + number, prompt, params, request))
     return choices
@@ -189,7 +294,23 @@ def _set_cache_salt(prompt: Any, tenant: str, client: str | None) -> None:
         prompt["cache_salt"] = tenant or client
 
 
-def _output_options(body: Mapping[str, Any], chat: bool) -> OutputOptions:
+def _checked_body(request: EngineRequest) -> dict[str, Any]:
+    body = read_body(request)
+    refuse_unsupported(body)
+    return body
+
+
+def _chat_echo(typed: Any, conversation: list[Any]) -> str | None:
+    """The end of the conversation that the answer goes on from, where it is told again."""
+    if not typed.echo or not conversation or conversation[-1].get("role") != "assistant":
+        return None
+    content = conversation[-1].get("content")
+    if isinstance(content, list):
+        content = "\n".join(str(part.get("text", "")) for part in content)
+    return content or None
+
+
+def _output_options(body: Mapping[str, Any], chat: bool, *, stream: bool) -> OutputOptions:
     top: int | None = body.get("logprobs")
     if chat:
         top = (body.get("top_logprobs") or 0) if top else None
@@ -197,4 +318,6 @@ def _output_options(body: Mapping[str, Any], chat: bool) -> OutputOptions:
         top_logprobs=-1 if top is not None and body.get("logprob_token_ids") else top,
         token_ids=bool(body.get("return_token_ids")),
         tokens_as_ids=bool(body.get("return_tokens_as_token_ids")),
+        prompt_token_ids=bool(body.get("return_token_ids")),
+        prompt_logprobs=not stream and (body.get("prompt_logprobs") is not None),
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inference.parser_families import ParserNames
+
 CPU_CACHE_BYTES = 1 << 30
 CPU_CONTEXT_TOKENS = 2048
 
@@ -18,11 +20,13 @@ class VllmEngineConfig:
         model: A model's folder, or its id on the hub.
         served_name: The name that requests ask for.
         engine_args: Any of vLLM's `AsyncEngineArgs`; they win over the defaults of `engine_arguments`.
+        parsers: What reads tool calls and reasoning out of the model's answers.
     """
 
     model: str
     served_name: str
     engine_args: Mapping[str, object] = field(default_factory=dict)
+    parsers: ParserNames = field(default_factory=ParserNames)
 
 
 def engine_arguments(config: VllmEngineConfig, *, on_cpu: bool, bfloat16_is_fast: bool) -> dict[str, object]:
@@ -40,6 +44,9 @@ def engine_arguments(config: VllmEngineConfig, *, on_cpu: bool, bfloat16_is_fast
         "disable_log_stats": "otlp_traces_endpoint" not in config.engine_args,
         "shutdown_timeout": 60,
     }
+    if config.parsers.reasoning:
+        # A grammar must not hold while the model thinks.
+        arguments["reasoning_parser"] = config.parsers.reasoning
     if on_cpu:
         arguments |= {
             "enforce_eager": True,

@@ -129,7 +129,14 @@ class GenerateSubmitter:
 
     async def _generate(self, request_id: str, choice: EngineChoice, priority: int, outputs: Outputs) -> None:
         try:
-            produced = self._engine.generate(choice.prompt, choice.params, request_id, priority=priority)
+            produced = self._engine.generate(
+                choice.prompt,
+                choice.params,
+                request_id,
+                priority=priority,
+                reasoning_ended=choice.core_request.reasoning_ended,
+                reasoning_parser_kwargs=choice.core_request.reasoning_parser_kwargs,
+            )
             async for output in produced:
                 outputs.take(choice.index, output)
         except Exception as error:  # noqa: BLE001 -- whatever the engine raised is how this choice ended

@@ -72,6 +72,8 @@ GRANTS: dict[str, Grant] = {
     "/naru.api.accounting.v1.LedgerService/VerifyLedger": _MANAGERS,
     "/naru.api.inference.v1.InferenceService/Generate": Grant(frozenset({_EDGE}), Role.USER),
     "/naru.api.inference.v1.InferenceService/GenerateSession": Grant(frozenset({_EDGE})),
+    "/naru.api.inference.v1.InferenceService/Tokenize": Grant(frozenset({_EDGE}), Role.USER),
+    "/naru.api.inference.v1.InferenceService/Detokenize": Grant(frozenset({_EDGE}), Role.USER),
     "/naru.api.inference.v1.ModelService/ListModels": _READERS,
     "/naru.api.inference.v1.ModelService/GetModel": _READERS,
     # Reflection tells the shape of the API to whoever may use any of it.

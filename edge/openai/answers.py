@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
-from edge.generation import Candidate, Delta, Logprob
+from edge.generation import Candidate, Delta, Logprob, PromptOutput, ToolCallDelta
 from naru.money import format_money
 from naru.usage import Usage
 
@@ -31,6 +31,7 @@ class AnswerOptions:
         continuous_usage: Whether every chunk tells the usage so far.
         token_ids: Whether choices tell their token ids.
         tokens_as_ids: Whether logprobs name tokens as "token_id:<id>".
+        repeated: What it repeats of its request, by its own field.
     """
 
     answer_id: str
@@ -42,6 +43,7 @@ class AnswerOptions:
     continuous_usage: bool = False
     token_ids: bool = False
     tokens_as_ids: bool = False
+    repeated: Mapping[str, Any] = field(default_factory=dict)
 
 
 class AnswerStream(Protocol):
@@ -68,14 +70,58 @@ class WholeAnswer(Protocol):
 
 
 @dataclass(slots=True)
+class CollectedCall:
+    """One tool call of a choice, so far."""
+
+    call_id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+    def add(self, piece: ToolCallDelta) -> None:
+        """Takes the next piece of it."""
+        self.call_id = self.call_id or piece.id
+        self.name = self.name or piece.name
+        self.arguments.append(piece.arguments)
+
+
+@dataclass(slots=True)
 class CollectedChoice:
-    """One choice of an answer, so far."""
+    """One choice of an answer, so far. `calls`: its tool calls, by their index."""
 
     texts: list[str] = field(default_factory=list)
     finish_reason: str = ""
     stop_reason: str | int | None = None
     logprobs: list[Logprob] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, CollectedCall] = field(default_factory=dict)
+    prompt_token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[Logprob] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        """Takes what it gained."""
+        self.texts.append(delta.text)
+        self.logprobs.extend(delta.logprobs)
+        self.token_ids.extend(delta.token_ids)
+        if delta.reasoning:
+            self.reasoning.append(delta.reasoning)
+        for piece in delta.tool_calls:
+            self.calls.setdefault(piece.index, CollectedCall()).add(piece)
+        if delta.prompt is not None:
+            self.prompt_token_ids.extend(delta.prompt.token_ids)
+            self.prompt_logprobs.extend(delta.prompt.logprobs)
+        if delta.finish_reason:
+            self.finish_reason = delta.finish_reason
+            self.stop_reason = stop_reason(delta)
+
+    def prompt(self) -> dict[str, Any]:
+        """What was asked about the prompt, as vLLM shows it; empty when nothing was."""
+        shown: dict[str, Any] = {}
+        if self.prompt_token_ids:
+            shown["prompt_token_ids"] = self.prompt_token_ids
+        if self.prompt_logprobs:
+            shown["prompt_logprobs"] = [_prompt_logprob(logprob) for logprob in self.prompt_logprobs]
+        return shown
 
 
 class Collector:
@@ -88,18 +134,20 @@ class Collector:
     def add(self, deltas: Iterable[Delta]) -> None:
         """Takes what one step brought."""
         for delta in deltas:
-            choice = self._choices[delta.choice_index]
-            choice.texts.append(delta.text)
-            choice.logprobs.extend(delta.logprobs)
-            choice.token_ids.extend(delta.token_ids)
-            if delta.finish_reason:
-                choice.finish_reason = delta.finish_reason
-                choice.stop_reason = stop_reason(delta)
+            self._choices[delta.choice_index].add(delta)
 
     def _render(
-        self, kind: str, usage: Usage, cost: int | None, content: Callable[[CollectedChoice], dict[str, Any]]
+        self,
+        kind: str,
+        usage: Usage,
+        cost: int | None,
+        content: Callable[[CollectedChoice], dict[str, Any]],
+        **more: Any,
     ) -> bytes:
-        """The object of this `kind`; `content` makes of a choice the fields that differ between kinds."""
+        """The object of this `kind`; `content` makes of a choice the fields that differ between kinds.
+
+        `more`: fields that only some answers have.
+        """
         options = self._options
         choices: list[dict[str, Any]] = []
         for index, choice in enumerate(self._choices):
@@ -121,6 +169,7 @@ class Collector:
                 "choices": choices,
                 "usage": usage_object(usage, cost),
                 "system_fingerprint": None,
+                **more,
             }
         )
 
@@ -187,11 +236,35 @@ def completion_logprobs(logprobs: Sequence[Logprob], *, offset: int, as_ids: boo
     return {
         "text_offset": offsets,
         "tokens": [_name(logprob.chosen, as_ids=as_ids) for logprob in logprobs],
-        "token_logprobs": [_finite(logprob.chosen.logprob) for logprob in logprobs],
+        "token_logprobs": [None if logprob.unknown else _finite(logprob.chosen.logprob) for logprob in logprobs],
+        # The token itself is always among them, which makes one more when it was none of the likeliest.
         "top_logprobs": [
-            {_name(candidate, as_ids=as_ids): _finite(candidate.logprob) for candidate in logprob.top}
+            None
+            if logprob.unknown
+            else {
+                _name(candidate, as_ids=as_ids): _finite(candidate.logprob)
+                for candidate in (logprob.chosen, *logprob.top)
+            }
             for logprob in logprobs
         ],
+    }
+
+
+def prompt_token_ids(prompt: PromptOutput | None) -> dict[str, Any]:
+    """The prompt's token ids as a field of their own; nothing when they were not asked for."""
+    return {"prompt_token_ids": prompt.token_ids} if prompt is not None and prompt.token_ids else {}
+
+
+def _prompt_logprob(logprob: Logprob) -> dict[str, Any] | None:
+    if logprob.unknown:
+        return None
+    return {
+        str(candidate.token_id): {
+            "logprob": _finite(candidate.logprob),
+            "rank": candidate.rank,
+            "decoded_token": candidate.token,
+        }
+        for candidate in (logprob.chosen, *logprob.top)
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edge.generation import Delta
+from edge.generation import Delta, ToolCallDelta
 from edge.openai.answers import (
     SERVICE_FINISH_REASONS,
     AnswerOptions,
@@ -15,6 +15,7 @@ from edge.openai.answers import (
     Collector,
     TokenTally,
     chat_logprobs,
+    prompt_token_ids,
     stop_reason,
     usage_object,
 )
@@ -55,7 +56,9 @@ class ChatStream:
         """A chunk for each delta with something to tell, and one for each choice that ended."""
         chunks = []
         for delta in deltas:
-            if self._plain and not delta.finish_reason and not delta.logprobs:
+            if self._plain and not (
+                delta.finish_reason or delta.logprobs or delta.reasoning or delta.tool_calls or delta.prompt
+            ):
                 if delta.text:
                     chunks.append(self._prefixes[delta.choice_index] + _encode(delta.text) + self._suffix)
             else:
@@ -72,16 +75,18 @@ class ChatStream:
         options = self._options
         tail = self._usage_tail(self._tally.usage(delta)) if options.continuous_usage else self._tail
         chunks = b""
-        if delta.text or delta.logprobs or (options.token_ids and delta.token_ids):
+        told = _message_delta(delta)
+        prompt = prompt_token_ids(delta.prompt) if delta.choice_index == 0 else {}
+        if told or delta.logprobs or prompt or (options.token_ids and delta.token_ids):
             choice = {
                 "index": delta.choice_index,
-                "delta": {"content": delta.text},
+                "delta": told or {"content": ""},
                 "logprobs": chat_logprobs(delta.logprobs, as_ids=options.tokens_as_ids),
                 "finish_reason": None,
             }
             if options.token_ids:
                 choice["token_ids"] = delta.token_ids
-            chunks = self._head + _encode(choice) + tail
+            chunks = self._head + _encode(choice) + (_with_fields(tail, prompt) if prompt else tail)
         if delta.finish_reason and delta.finish_reason not in SERVICE_FINISH_REASONS:
             end = {
                 "index": delta.choice_index,
@@ -104,13 +109,55 @@ class ChatAnswer(Collector):
 
     def render(self, usage: Usage, cost: int | None = None) -> bytes:
         """The `chat.completion` object."""
-        return self._render("chat.completion", usage, cost, self._content)
+        return self._render("chat.completion", usage, cost, self._content, **self._choices[0].prompt())
 
     def _content(self, choice: CollectedChoice) -> dict[str, Any]:
+        text = "".join(choice.texts)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if choice.reasoning:
+            message["reasoning"] = "".join(choice.reasoning)
+        if choice.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": "".join(call.arguments)},
+                }
+                for call in choice.calls.values()
+            ]
+        if not text and (choice.reasoning or choice.calls):
+            message["content"] = None
         return {
-            "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+            "message": message,
             "logprobs": chat_logprobs(choice.logprobs, as_ids=self._options.tokens_as_ids),
         }
+
+
+def _message_delta(delta: Delta) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if delta.reasoning:
+        told["reasoning"] = delta.reasoning
+    if delta.text:
+        told["content"] = delta.text
+    if delta.tool_calls:
+        told["tool_calls"] = [_call_delta(piece) for piece in delta.tool_calls]
+    return told
+
+
+def _call_delta(piece: ToolCallDelta) -> dict[str, Any]:
+    if not piece.id:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    return {
+        "index": piece.index,
+        "id": piece.id,
+        "type": "function",
+        "function": {"name": piece.name, "arguments": piece.arguments},
+    }
+
+
+def _with_fields(tail: bytes, fields: dict[str, Any]) -> bytes:
+    """The end of a chunk with more fields of the chunk itself; `tail` begins by closing its choices."""
+    return b"]," + _encode(fields)[1:-1] + tail[1:]
 
 
 def answer_id(event_id: str) -> str:

@@ -15,6 +15,7 @@ from edge.openai.answers import (
     Collector,
     TokenTally,
     completion_logprobs,
+    prompt_token_ids,
     stop_reason,
     usage_object,
 )
@@ -50,7 +51,7 @@ class CompletionStream:
         """A chunk for each delta with something to tell."""
         chunks = []
         for delta in deltas:
-            if self._plain and not delta.finish_reason and not delta.logprobs:
+            if self._plain and not (delta.finish_reason or delta.logprobs or delta.prompt):
                 if delta.text:
                     chunks.append(self._prefixes[delta.choice_index] + _encode(delta.text) + self._suffix)
             else:
@@ -69,7 +70,7 @@ class CompletionStream:
         if options.continuous_usage:
             tail = b'],"usage":' + _encode(usage_object(self._tally.usage(delta))) + b"}\n\n"
         ended = delta.finish_reason if delta.finish_reason not in SERVICE_FINISH_REASONS else ""
-        if not (delta.text or delta.logprobs or ended or (options.token_ids and delta.token_ids)):
+        if not (delta.text or delta.logprobs or ended or delta.prompt or (options.token_ids and delta.token_ids)):
             return b""
         offset = self._offsets[delta.choice_index]
         self._offsets[delta.choice_index] += sum(len(logprob.chosen.token) for logprob in delta.logprobs)
@@ -82,6 +83,7 @@ class CompletionStream:
         }
         if options.token_ids:
             choice["token_ids"] = delta.token_ids
+        choice |= prompt_token_ids(delta.prompt)
         return self._head + _encode(choice) + tail
 
 
@@ -96,6 +98,7 @@ class CompletionAnswer(Collector):
         return {
             "text": "".join(choice.texts),
             "logprobs": completion_logprobs(choice.logprobs, offset=0, as_ids=self._options.tokens_as_ids),
+            **choice.prompt(),
         }
 
 

@@ -9,6 +9,19 @@ import msgspec
 
 from edge.generation import ServedModel
 
+_PERMISSION = {
+    "object": "model_permission",
+    "allow_create_engine": False,
+    "allow_sampling": True,
+    "allow_logprobs": True,
+    "allow_search_indices": False,
+    "allow_view": True,
+    "allow_fine_tuning": False,
+    "organization": "*",
+    "group": None,
+    "is_blocking": False,
+}
+
 
 def models_answer(models: Iterable[ServedModel]) -> bytes:
     """The list of models."""
@@ -21,11 +34,15 @@ def model_answer(model: ServedModel) -> bytes:
 
 
 def _model_object(model: ServedModel) -> dict[str, Any]:
-    """`max_model_len` is vLLM's addition, which clients read to size their prompts."""
+    """OpenAI's object with what vLLM adds, such as `max_model_len`, which clients read to size their prompts."""
+    created = int(model.create_time)
     return {
         "id": model.name,
         "object": "model",
-        "created": int(model.create_time),
+        "created": created,
         "owned_by": model.owned_by,
+        "root": model.root or model.name,
+        "parent": None,
         "max_model_len": model.context_tokens,
+        "permission": [{"id": f"modelperm-{model.name}", "created": created, **_PERMISSION}],
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
 
 from naru.errors import NaruError, Reason, invalid_argument
+from naru.prompt_estimate import estimate_prompt_tokens
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
 """What /v1/completions generates per choice when the request does not say."""
@@ -18,13 +20,12 @@ MAX_MODEL_LENGTH = 512
 """Most characters of a model's name: names go into errors, logs and the request log, whether there is such a model or not."""
 MAX_TOKENS = 2**31 - 1
 """Most that max_tokens may say."""
-_IMAGE_TOKENS = 1_024
-_TEMPLATE_TOKENS = 32
+_TOOLS_TOKENS = 160
+"""What chat templates say about calling tools, beside the tools themselves."""
 
-_BASE64 = re.compile(rb";base64,[A-Za-z0-9+/=_\\-]*")
-_ASCII = bytes(range(128))
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISMATCH = re.compile(r"^Expected `([^`]+)`(?:, got `([^`]+)`)?")
+_UNKNOWN = re.compile(r"^Object contains unknown field `([^`]*)`")
 _TYPE_NAMES = {
     "bool": "a boolean",
     "int": "an integer",
@@ -64,9 +65,10 @@ class _Chat(_Common):
 
 class _Completion(_Common):
     prompt: str | list[str | int | list[int]] | None = None
+    echo: bool | None = None
 
 
-_Request = TypeVar("_Request", bound=_Common)
+_Request = TypeVar("_Request", bound=msgspec.Struct)
 _CHAT = msgspec.json.Decoder(_Chat)
 _COMPLETION = msgspec.json.Decoder(_Completion)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -88,6 +90,7 @@ class OpenAiRequest:
         token_ids: Whether choices tell their token ids.
         tokens_as_ids: Whether logprobs name tokens as "token_id:<id>".
         body: The JSON as it came, less the fields that are the edge's own.
+        repeated: What the answer repeats of the request, by the answer's field.
     """
 
     model: str
@@ -101,6 +104,7 @@ class OpenAiRequest:
     token_ids: bool
     tokens_as_ids: bool
     body: bytes
+    repeated: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_chat(body: bytes, *, stream: bool | None = None) -> OpenAiRequest:
@@ -112,47 +116,47 @@ def parse_chat(body: bytes, *, stream: bool | None = None) -> OpenAiRequest:
 
     Raises NaruError INVALID_ARGUMENT naming the field.
     """
-    request = _decode(_CHAT, body)
+    request = decode(_CHAT, body)
     if not bytes(request.messages).startswith(b"["):
         if bytes(request.messages):
             raise invalid_argument("messages", "Invalid type for 'messages': expected an array of objects.")
         raise invalid_argument("messages", "Missing required parameter: 'messages'.")
     field = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
     cap = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    estimate = estimate_prompt_tokens(bytes(request.messages)) + len(bytes(request.tools)) * 2 // 5
+    tools = bytes(request.tools)
+    estimate = estimate_prompt_tokens(bytes(request.messages))
+    if tools.startswith(b"["):
+        estimate += _TOOLS_TOKENS + len(tools) * 2 // 5
     return _common(request, body, stream=stream, cap=_checked_cap(field, cap), prompts=1, input_tokens=estimate)
 
 
 def parse_completion(body: bytes, *, stream: bool | None = None) -> OpenAiRequest:
     """Reads a body of /v1/completions; as `parse_chat`."""
-    request = _decode(_COMPLETION, body)
+    request = decode(_COMPLETION, body)
     prompts, input_tokens = _measure_prompt(request.prompt)
-    cap = _checked_cap("max_tokens", request.max_tokens) or COMPLETION_DEFAULT_MAX_TOKENS
+    if request.echo and request.max_tokens == 0:
+        # Only the prompt is wanted; the engine generates a token all the same.
+        cap = 1
+    else:
+        cap = _checked_cap("max_tokens", request.max_tokens) or COMPLETION_DEFAULT_MAX_TOKENS
     return _common(request, body, stream=stream, cap=cap, prompts=prompts, input_tokens=input_tokens)
 
 
-def estimate_prompt_tokens(text: bytes) -> int:
-    r"""Estimates the tokens of a prompt from its UTF-8 or JSON bytes, leaning upwards.
-
-    Two tokens per five bytes of ASCII (English has four to five bytes per token, dense code a little over two), one per
-    byte of everything else and three per \u escape (a small tokenizer takes nearly three tokens for a Korean syllable of
-    three bytes), 1,024 per embedded base64 medium instead of its bytes, and 32 for what a chat template adds. Too low an
-    estimate, as for a page of digits, costs a second reservation; too high a one only holds capacity until the request
-    is settled.
-    """
-    media = 0
-    if b";base64," in text:
-        text, media = _BASE64.subn(b"", text)
-    wide = len(text.translate(None, _ASCII))
-    escapes = text.count(b"\\u")
-    narrow = max(0, len(text) - wide - 6 * escapes)
-    return _TEMPLATE_TOKENS + (2 * narrow + 4) // 5 + wide + 3 * escapes + media * _IMAGE_TOKENS
+def check_model_name(name: str | None) -> str:
+    """The model's name. Raises NaruError INVALID_ARGUMENT when there is none, or none that could be shown."""
+    if not name:
+        raise invalid_argument("model", "you must provide a model parameter")
+    if len(name) > MAX_MODEL_LENGTH or not name.isprintable():
+        raise invalid_argument(
+            "model", f"Invalid value for 'model': expected at most {MAX_MODEL_LENGTH} printable characters."
+        )
+    return name
 
 
 def _measure_prompt(prompt: str | list[str | int | list[int]] | None) -> tuple[int, int]:
     """How many prompts there are, and about how many tokens they have together."""
     if prompt is None:
-        return 1, _TEMPLATE_TOKENS
+        return 1, estimate_prompt_tokens(b"")
     if isinstance(prompt, str):
         return 1, estimate_prompt_tokens(prompt.encode())
     if all(isinstance(part, int) for part in prompt):
@@ -173,9 +177,11 @@ def _checked_cap(field: str, cap: int | None) -> int:
     return cap
 
 
-def _decode(decoder: msgspec.json.Decoder[_Request], body: bytes) -> _Request:
+def decode(decoder: msgspec.json.Decoder[_Request], body: bytes) -> _Request:
+    """The body of a request. Raises NaruError INVALID_ARGUMENT naming the field that is of a wrong type, or unknown."""
     try:
-        return decoder.decode(body)
+        # As text: of bytes, msgspec leaves unread what it only passes over, and that may be no UTF-8.
+        return decoder.decode(body.decode())
     except msgspec.ValidationError as error:
         raise _wrong_type(str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -190,6 +196,10 @@ def _wrong_type(text: str) -> NaruError:
     """Says what msgspec says, in the words OpenAI uses. Holds types and field names only, never values."""
     path = _PATH.search(text)
     field = path[1] if path else ""
+    unknown = _UNKNOWN.match(text)
+    if unknown is not None:
+        name = f"{field}.{unknown[1]}".removeprefix(".")
+        return invalid_argument(name, f"Unknown parameter: '{name}'.")
     mismatch = _MISMATCH.match(text)
     if mismatch is None:
         return invalid_argument(field, f"Invalid value for '{field}'.")
@@ -209,12 +219,7 @@ def _common(
     prompts: int,
     input_tokens: int,
 ) -> OpenAiRequest:
-    if not request.model:
-        raise invalid_argument("model", "you must provide a model parameter")
-    if len(request.model) > MAX_MODEL_LENGTH or not request.model.isprintable():
-        raise invalid_argument(
-            "model", f"Invalid value for 'model': expected at most {MAX_MODEL_LENGTH} printable characters."
-        )
+    model = check_model_name(request.model)
     choices = 1 if request.n is None else request.n
     if not 1 <= choices <= MAX_CHOICES:
         raise invalid_argument("n", f"Invalid value for 'n': {choices}. Must be between 1 and {MAX_CHOICES}.")
@@ -228,7 +233,7 @@ def _common(
     include_cost = bool(request.usage and request.usage.include)
     include_usage = include_cost or bool(options and options.include_usage)
     return OpenAiRequest(
-        model=request.model,
+        model=model,
         stream=streams,
         include_usage=include_usage,
         include_cost=include_cost,

@@ -14,7 +14,6 @@ from edge.attempts import Generation, Replayed
 from edge.exchange import EXCHANGE, Exchange
 from edge.gateway import Gateway, check_endpoint
 from edge.generation import Endpoint
-from edge.http_errors import error_body
 from edge.metrics import EdgeMetrics
 from edge.openai.answers import AnswerOptions, AnswerStream, WholeAnswer
 from edge.openai.requests import OpenAiRequest
@@ -176,7 +175,7 @@ class GeneratingRoute:
             exchange.response_bytes += len(chunk)
             await response.write(chunk)
         async for deltas in generation.deltas():
-            chunk = answer.render(deltas) if deltas else sse.KEEP_ALIVE
+            chunk = answer.render(deltas) if deltas else exchange.dialect.keep_alive
             if deltas and not exchange.first_byte:
                 exchange.first_byte = self._clock.monotonic() - exchange.started
                 self._metrics.first.labels(exchange.endpoint).observe(exchange.first_byte)
@@ -185,7 +184,7 @@ class GeneratingRoute:
                     recording.add(chunk)
                 exchange.response_bytes += len(chunk)
                 await response.write(chunk)
-        chunk = answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + sse.DONE
+        chunk = answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + exchange.dialect.last_event
         recording.add(chunk)
         exchange.response_bytes += len(chunk)
         await response.write(chunk)
@@ -201,6 +200,7 @@ class GeneratingRoute:
             continuous_usage=parsed.continuous_usage,
             token_ids=parsed.token_ids,
             tokens_as_ids=parsed.tokens_as_ids,
+            repeated=parsed.repeated,
         )
 
 
@@ -218,9 +218,10 @@ def _replay(outcome: bytes) -> web.Response:
 
 async def _break_off(request: web.Request, response: web.StreamResponse, error: NaruError) -> None:
     """Ends a stream that broke with an error event; a client that does not even read that is hung up on."""
+    exchange = request[EXCHANGE]
     try:
         async with asyncio.timeout(_LAST_WORDS_SECONDS):
-            await response.write(sse.event(error_body(error)) + sse.DONE)
+            await response.write(exchange.dialect.error_event(error, exchange.request_id))
             await response.write_eof()
     except (TimeoutError, ConnectionError):
         if request.transport is not None:

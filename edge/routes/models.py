@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from edge.anthropic import models as anthropic_models
 from edge.gateway import Gateway, check_endpoint
-from edge.openai.models import model_answer, models_answer
+from edge.openai import models as openai_models
 from edge.routes.access import Access
 
 ENDPOINT = "/v1/models"
+ANTHROPIC_HEADER = "Anthropic-Version"
+"""By this header a client of Anthropic's API is known where OpenAI's has the same path."""
 
 
 class ModelRoutes:
@@ -22,11 +25,16 @@ class ModelRoutes:
         """All of them."""
         principal = await self._access.authenticate(request)
         check_endpoint(principal, ENDPOINT)
-        return web.Response(body=models_answer(self._gateway.models(principal)), content_type="application/json")
+        models = self._gateway.models(principal)
+        anthropic = ANTHROPIC_HEADER in request.headers
+        body = anthropic_models.models_answer(models) if anthropic else openai_models.models_answer(models)
+        return web.Response(body=body, content_type="application/json")
 
     async def get_model(self, request: web.Request) -> web.Response:
         """One of them."""
         principal = await self._access.authenticate(request)
         check_endpoint(principal, ENDPOINT)
         model = self._gateway.model(principal, request.match_info["model"])
-        return web.Response(body=model_answer(model), content_type="application/json")
+        anthropic = ANTHROPIC_HEADER in request.headers
+        body = anthropic_models.model_answer(model) if anthropic else openai_models.model_answer(model)
+        return web.Response(body=body, content_type="application/json")

@@ -6,15 +6,21 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from edge.anthropic.dialect import ANTHROPIC
+from edge.dialect import OPENAI, Dialect
+from edge.responses.dialect import RESPONSES_DIALECT
 from edge.routes.chat import CHAT
 from edge.routes.completions import COMPLETIONS
 from edge.routes.docs import DocsRoutes
 from edge.routes.export import EXPORTS, ExportRoutes
 from edge.routes.generating import GeneratingRoute, Shape
 from edge.routes.health import HealthRoutes
+from edge.routes.messages import MESSAGES
+from edge.routes.models import ANTHROPIC_HEADER, ModelRoutes
 from edge.routes.models import ENDPOINT as MODELS_ENDPOINT
-from edge.routes.models import ModelRoutes
 from edge.routes.platform import ROWS, PlatformRoutes
+from edge.routes.responses import RESPONSES
+from edge.routes.tokenizing import COUNT_TOKENS, DETOKENIZE, TOKENIZE, TokenizingRoutes
 
 ALIASES = {
     "/chat/completions": CHAT.endpoint.value,
@@ -32,11 +38,21 @@ QUIET = frozenset({"/health", "/healthz", "/readyz", "/metrics", "/docs", "/open
 """Routes that are no API."""
 
 
+def dialect_of(request: web.Request) -> Dialect:
+    """Which API's client makes a request, also one for a path that there is not."""
+    path = request.path
+    if path.startswith(RESPONSES.endpoint):
+        return RESPONSES_DIALECT
+    models = path.startswith(MODELS_ENDPOINT) and ANTHROPIC_HEADER in request.headers
+    return ANTHROPIC if models or path.startswith(MESSAGES.endpoint) else OPENAI
+
+
 def add_routes(
     app: web.Application,
     *,
     generating: Callable[[Shape], GeneratingRoute],
     models: ModelRoutes,
+    tokenizing: TokenizingRoutes,
     platform: PlatformRoutes,
     exports: ExportRoutes,
     health: HealthRoutes,
@@ -45,7 +61,11 @@ def add_routes(
     """Adds all routes. `generating` makes the route of an endpoint that generates."""
     router, docs, chat = app.router, DocsRoutes(ALIASES, ROWS), generating(CHAT)
     router.add_post(CHAT.endpoint, chat.answer)
-    router.add_post(COMPLETIONS.endpoint, generating(COMPLETIONS).answer)
+    for shape in (COMPLETIONS, MESSAGES, RESPONSES):
+        router.add_post(shape.endpoint, generating(shape).answer)
+    router.add_post(TOKENIZE, tokenizing.tokenize)
+    router.add_post(DETOKENIZE, tokenizing.detokenize)
+    router.add_post(COUNT_TOKENS, tokenizing.count_tokens)
     router.add_get(MODELS_ENDPOINT, models.list_models)
     router.add_get(_MODEL, models.get_model)
     for alias, canonical in ALIASES.items():

@@ -52,6 +52,23 @@ def test_a_stream_comes_in_pieces_and_then_its_usage(naru: Platform) -> None:
     assert chunks[-1].usage == whole.usage or chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
+def test_a_tool_is_called(naru: Platform) -> None:
+    """A required call comes in pieces with its index, ends as OpenAI says, and its arguments are JSON of the schema."""
+    city = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "get_weather", "strict": True, "parameters": city}}
+    chunks = list(
+        naru.client().chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "What is the weather in Paris?"}], temperature=0,
+            max_tokens=64, stream=True, tools=[tool], tool_choice="required",
+        )
+    )  # fmt: skip
+    pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or ()]
+    assert {piece.index for piece in pieces} == {0}
+    assert (pieces[0].type, pieces[0].function.name) == ("function", "get_weather")
+    assert isinstance(json.loads("".join(piece.function.arguments for piece in pieces))["city"], str)
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
 def test_completions_answer_too(naru: Platform) -> None:
     """The legacy endpoint, with two prompts and a stop text."""
     answer = naru.client().completions.create(

@@ -13,6 +13,7 @@ from naru.api.inference.v1 import (
     inference_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
+    tokenization_pb2,
 )
 from naru.convert import error_to_proto, timestamp_to_proto
 from naru.errors import NaruError
@@ -36,7 +37,14 @@ def accepted(prompt_tokens: int = 7, choices: int = 1) -> generation_pb2.Accepte
 
 def delta(text: str, tokens: int, *, choice: int = 0, finish: str = "", **more: Any) -> generation_pb2.Delta:
     """More text of a choice."""
-    return generation_pb2.Delta(choice_index=choice, text=text, completion_tokens=tokens, finish_reason=finish, **more)
+    return generation_pb2.Delta(
+        choice_index=choice,
+        text=text,
+        completion_tokens=tokens,
+        finish_reason=finish,
+        detailed=bool(finish or more),
+        **more,
+    )
 
 
 def finished(
@@ -73,6 +81,8 @@ class FakeInference:
         cancelled: Event ids of those that were cancelled.
         large: Event ids of those that came by `Generate`.
         models: Names of what it serves.
+        tokenized: Questions about tokens that came, in order.
+        tokenizing: What to answer them with instead of two tokens.
     """
 
     def __init__(self) -> None:
@@ -81,6 +91,8 @@ class FakeInference:
         self.cancelled: list[str] = []
         self.large: list[str] = []
         self.models = [MODEL]
+        self.tokenized: list[tokenization_pb2.TokenizeRequest | tokenization_pb2.DetokenizeRequest] = []
+        self.tokenizing: NaruError | None = None
         self.sessions = 0
         self.draining = False
         self.port = 0
@@ -129,6 +141,21 @@ class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):
                 yield await out.get()
         finally:
             reading.cancel()
+
+    async def Tokenize(self, request: Any, context: Any) -> tokenization_pb2.TokenizeResponse:
+        self._question(request)
+        asked = b"return_token_strs" in request.json
+        strings = ["Hello", "there"] if asked else []
+        return tokenization_pb2.TokenizeResponse(token_ids=[0, 1], token_strings=strings, context_tokens=2048)
+
+    async def Detokenize(self, request: Any, context: Any) -> tokenization_pb2.DetokenizeResponse:
+        self._question(request)
+        return tokenization_pb2.DetokenizeResponse(text=" ".join(map(str, request.token_ids)))
+
+    def _question(self, request: Any) -> None:
+        self._fake.tokenized.append(request)
+        if self._fake.tokenizing is not None:
+            raise self._fake.tokenizing
 
     async def _read(self, requests: Any, out: asyncio.Queue[Any]) -> None:
         tasks: dict[int, asyncio.Task[None]] = {}

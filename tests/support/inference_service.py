@@ -89,9 +89,16 @@ class InferenceService:
     """A service that is up, with recording peers."""
 
     def __init__(
-        self, port: int, lifecycle: Lifecycle, tokens: ServiceTokens, accounting: RecordingAccounting, keys: KeyRing
+        self,
+        port: int,
+        lifecycle: Lifecycle,
+        tokens: ServiceTokens,
+        accounting: RecordingAccounting,
+        keys: KeyRing,
+        peers_address: str,
     ) -> None:
         self.port = port
+        self.peers_address = peers_address
         self.lifecycle = lifecycle
         self.accounting = accounting
         self.keys = keys
@@ -186,7 +193,7 @@ async def inference_service(
         make_engine = None if engine is None else (lambda _: engine)
         config = config_of(directory, address, **fields)
         up = await stack.enter_async_context(running(config, lifecycle, make_engine))
-        yield InferenceService(up.port, lifecycle, tokens, accounting, keys)
+        yield InferenceService(up.port, lifecycle, tokens, accounting, keys, address)
 
 
 def lasting(seconds: float) -> dict[str, Any]:

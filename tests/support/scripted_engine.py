@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inference.engine import (
@@ -12,6 +13,7 @@ from inference.engine import (
     PreparedRequest,
     ServedModel,
     Sink,
+    Tokens,
 )
 from naru.errors import NaruError
 
@@ -104,6 +106,19 @@ class ScriptedEngine:
         submitted = Submitted(request, sink, prepared.choices, self.confirm_cancel)
         self.submitted.append(submitted)
         return submitted
+
+    async def tokenize(self, request: EngineRequest, *, strings: bool) -> Tokens:
+        """As many tokens as every prompt has."""
+        self.prepared.append(request)
+        await self.prepare_gate.wait()
+        if self.refuse_prepare is not None:
+            raise self.refuse_prepare
+        ids = range(self.prompt_tokens)
+        return Tokens(ids, [f"<{one}>" for one in ids] if strings else None)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The ids as they are."""
+        return " ".join(map(str, token_ids))
 
     def models(self) -> tuple[ServedModel, ...]:
         """As the constructor was told."""

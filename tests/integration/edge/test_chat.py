@@ -134,7 +134,11 @@ async def test_models(edge: Harness) -> None:
     assert listed["object"] == "list"
     assert {model["id"] for model in listed["data"]} == {MODEL, "gpt-4o-mini"}
     async with edge.get(f"/v1/models/{MODEL}") as answer:
-        assert (await answer.json())["max_model_len"] == 2048
+        model = await answer.json()
+    assert (model["max_model_len"], model["owned_by"], model["root"], model["parent"]) == (2048, "naru", MODEL, None)
+    assert model["permission"][0]["allow_sampling"] is True
+    async with edge.get("/v1/models/gpt-4o-mini") as answer:
+        assert (await answer.json())["root"] == MODEL
     async with edge.get("/v1/models/none/such") as answer:
         assert answer.status == 404
         assert (await answer.json())["error"]["code"] == "model_not_found"

@@ -140,7 +140,8 @@ class Replica:
 
     def service(self, tokens: ServiceTokens, accounting: RecordingAccounting, keys: KeyRing) -> InferenceService:
         """The ways into it."""
-        return InferenceService(self.port, Lifecycle(), tokens, accounting, keys)
+        peers_address = self._environ["NARU_ACCOUNTING_ADDRESS"]
+        return InferenceService(self.port, Lifecycle(), tokens, accounting, keys, peers_address)
 
 
 async def test_kill_minus_nine_and_restart_reports_what_had_been_accepted(tmp_path: Path) -> None:

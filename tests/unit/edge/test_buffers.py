@@ -18,6 +18,7 @@ from edge.generation import (
     GenerationRequest,
     Refused,
     SessionLost,
+    ToolCallDelta,
 )
 from edge.streams import ReplicaStream, StreamLimits
 from naru.errors import NaruError, Reason, unavailable
@@ -132,13 +133,21 @@ async def test_refused_after_the_handler_left() -> None:
     assert heard.ended == 1
 
 
-async def test_full_buffer_cuts() -> None:
-    """More than the buffer holds ends the request, drops what waits, and stops the handler."""
+@pytest.mark.parametrize(
+    "delta",
+    [
+        Delta(0, "x" * 500, 1),
+        Delta(0, "", 1, reasoning="x" * 500),
+        Delta(0, "", 1, tool_calls=(ToolCallDelta(0, arguments="x" * 500),)),
+    ],
+)
+async def test_full_buffer_cuts(delta: Delta) -> None:
+    """More than the buffer holds, of whatever, ends the request, drops what waits, and stops the handler."""
     heard = Heard()
     opened = stream(heard, buffer_bytes=1_000)
-    opened.put(Delta(0, "x" * 500, 1), 0.0)
+    opened.put(delta, 0.0)
     assert heard.ended == 0
-    opened.put(Delta(0, "x" * 500, 2), 0.0)
+    opened.put(delta, 0.0)
     assert heard.ended == 1
     assert [error.reason for error in heard.interruptions] == [Reason.CANCELLED]
     with pytest.raises(NaruError):

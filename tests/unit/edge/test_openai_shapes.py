@@ -9,7 +9,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from edge.generation import Candidate, Delta, Logprob, ServedModel
+from edge.generation import Candidate, Delta, Logprob, PromptOutput, ServedModel, ToolCallDelta
 from edge.openai.answers import AnswerOptions
 from edge.openai.chat import ChatAnswer, ChatStream, answer_id
 from edge.openai.completions import CompletionAnswer, CompletionStream
@@ -165,9 +165,18 @@ def test_ids_and_models() -> None:
     """Answer ids carry the event; models are listed as OpenAI lists them."""
     assert answer_id("0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1") == "chatcmpl-0198c7c28d6f7c39a1f56f1f60a7a4b1"
     listed = json.loads(models_answer([ServedModel("m", "naru", 1_800_000_000.7, 2048)]))
-    assert listed == {
-        "object": "list",
-        "data": [{"id": "m", "object": "model", "created": 1_800_000_000, "owned_by": "naru", "max_model_len": 2048}],
+    (model,) = listed.pop("data")
+    assert listed == {"object": "list"}
+    (permission,) = model.pop("permission")
+    assert permission["object"] == "model_permission"
+    assert model == {
+        "id": "m",
+        "object": "model",
+        "created": 1_800_000_000,
+        "owned_by": "naru",
+        "root": "m",
+        "parent": None,
+        "max_model_len": 2048,
     }
 
 
@@ -184,3 +193,98 @@ def test_cost_is_a_number_of_units(cost: int, shown: str) -> None:
     for stream in (ChatStream(options(include_usage=True)), CompletionStream(options(include_usage=True))):
         assert b'"cost":' + shown.encode() + b"}" in stream.finish(USAGE, cost)
         assert b"cost" not in stream.finish(USAGE)
+
+
+CALLS = [
+    Delta(0, "", 1, reasoning="I need "),
+    Delta(0, "", 2, reasoning="a tool."),
+    Delta(0, "Wait. ", 3, tool_calls=(ToolCallDelta(0, "call-a", "get_weather"),)),
+    Delta(0, "", 4, tool_calls=(ToolCallDelta(0, arguments='{"city":'), ToolCallDelta(1, "call-b", "get_time", "{}"))),
+    Delta(0, "", 5, finish_reason="tool_calls", tool_calls=(ToolCallDelta(0, arguments=' "Paris"}'),)),
+]
+
+
+def test_tool_calls_and_reasoning_are_streamed() -> None:
+    """Every piece carries its index, the first one id, type and name; reasoning is apart; the SDK's models take it all."""
+    sent = events(ChatStream(options()).render(CALLS))
+    for chunk in sent:
+        ChatCompletionChunk.model_validate(chunk)
+    shown = [chunk["choices"][0]["delta"] for chunk in sent]
+    assert shown == [
+        {"reasoning": "I need "},
+        {"reasoning": "a tool."},
+        {
+            "content": "Wait. ",
+            "tool_calls": [
+                {
+                    "index": 0,
+                    "id": "call-a",
+                    "type": "function",
+                    "function": {"name": "get_weather", "arguments": ""},
+                }
+            ],
+        },
+        {
+            "tool_calls": [
+                {"index": 0, "function": {"arguments": '{"city":'}},
+                {"index": 1, "id": "call-b", "type": "function", "function": {"name": "get_time", "arguments": "{}"}},
+            ]
+        },
+        {"tool_calls": [{"index": 0, "function": {"arguments": ' "Paris"}'}}]},
+        {},
+    ]
+    assert sent[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_whole_answer_holds_its_calls() -> None:
+    """The pieces of each call are put together; content is null where there is nothing but calls."""
+    answer = ChatAnswer(options())
+    answer.add(CALLS)
+    message = json.loads(answer.render(USAGE))["choices"][0]["message"]
+    assert (message["content"], message["reasoning"]) == ("Wait. ", "I need a tool.")
+    assert [call["function"] for call in message["tool_calls"]] == [
+        {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+        {"name": "get_time", "arguments": "{}"},
+    ]
+    bare = ChatAnswer(options())
+    bare.add([Delta(0, "", 1, finish_reason="tool_calls", tool_calls=(ToolCallDelta(0, "c", "f", "{}"),))])
+    parsed = ChatCompletion.model_validate(json.loads(bare.render(USAGE)), strict=True)
+    assert parsed.choices[0].message.content is None
+    assert parsed.choices[0].finish_reason == "tool_calls"
+
+
+def test_what_was_asked_about_the_prompt_is_told() -> None:
+    """As vLLM tells it: of a chat beside its choices, of a completion in each; null for the token that nothing precedes."""
+    first = Logprob(Candidate("The", 0.0, 5), unknown=True)
+    second = Logprob(Candidate("x", -2.0, 6, 4), (Candidate("x", -2.0, 6, 4), Candidate("y", -0.5, 7, 1)))
+    delta = Delta(0, "a", 1, finish_reason="stop", token_ids=(9,), prompt=PromptOutput((5, 6), (first, second)))
+    told = [
+        None,
+        {
+            "6": {"logprob": -2.0, "rank": 4, "decoded_token": "x"},
+            "7": {"logprob": -0.5, "rank": 1, "decoded_token": "y"},
+        },
+    ]
+    chat, completion = ChatAnswer(options(token_ids=True)), CompletionAnswer(options(token_ids=True))
+    for answer in (chat, completion):
+        answer.add([delta])
+    of_chat, of_choice = json.loads(chat.render(USAGE)), json.loads(completion.render(USAGE))["choices"][0]
+    assert (of_chat["prompt_token_ids"], of_chat["prompt_logprobs"]) == ([5, 6], told)
+    assert (of_choice["prompt_token_ids"], of_choice["prompt_logprobs"]) == ([5, 6], told)
+    assert events(ChatStream(options(token_ids=True)).render([delta]))[0]["prompt_token_ids"] == [5, 6]
+    streamed = events(CompletionStream(options(token_ids=True)).render([delta]))[0]
+    assert streamed["choices"][0]["prompt_token_ids"] == [5, 6]
+
+
+def test_an_echo_s_first_token_has_no_probability() -> None:
+    """Logprobs of a completion are null for it, and hold the chosen token beside the likeliest."""
+    first = Logprob(Candidate("The", 0.0, 5), unknown=True)
+    second = logprob("x", -2.0, 6, ("y", -0.5, 7))
+    answer = CompletionAnswer(options())
+    answer.add([Delta(0, "Thex", 1, finish_reason="length", logprobs=(first, second))])
+    assert json.loads(answer.render(USAGE))["choices"][0]["logprobs"] == {
+        "text_offset": [0, 3],
+        "tokens": ["The", "x"],
+        "token_logprobs": [None, -2.0],
+        "top_logprobs": [None, {"x": -2.0, "y": -0.5}],
+    }

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from edge.openai.requests import estimate_prompt_tokens, parse_chat, parse_completion
+from edge.openai.requests import parse_chat, parse_completion
 from naru.errors import NaruError, Reason
+from naru.prompt_estimate import estimate_prompt_tokens
 
 
 def chat(**fields: Any) -> bytes:
@@ -116,7 +117,18 @@ def test_wrong_prompts(prompt: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'"secret"', b"\xff\xfe", b'{"model":"\xff"}', b'{"x":' + b"[" * 100_000]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"secret"',
+        b"\xff\xfe",
+        b'{"model":"\xff"}',
+        b'{"model":"m","messages":[],"usage":null,"\xff":1}',
+        b'{"x":' + b"[" * 100_000,
+    ],
 )
 def test_no_json_object(body: bytes) -> None:
     """What is no JSON object is refused without quoting it."""

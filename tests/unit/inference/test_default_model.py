@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.default_model import GGUF_MEMBER, ModelNotReadyError, Say, make_ready
+from inference.default_model import GGUF_MEMBER, ModelNotReadyError, Say, chat_template, make_ready
 
 
 def test_a_model_that_is_there_is_left_alone(tmp_path: Path) -> None:
@@ -23,6 +23,15 @@ def test_a_model_that_is_there_is_left_alone(tmp_path: Path) -> None:
     make_ready(folder, lines.append, download)
     assert lines == [f"The model is ready in {folder}"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_chat_template_of_an_earlier_version_is_renewed(tmp_path: Path) -> None:
+    """It is ours, unlike the rest of the model, so that a model made ready long ago learns of tools too."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_text("an earlier one")
+    make_ready(tmp_path, lambda line: None)
+    assert (tmp_path / "chat_template.jinja").read_text() == chat_template()
+    assert "<tool_call>" in chat_template()
 
 
 @pytest.mark.parametrize("content", [b"another model", None])

@@ -311,7 +311,7 @@ async def test_a_direct_caller_is_reserved_for_with_the_callers_limits(bench: Be
     assert key == order_of().key
     assert revision == 0
     assert need.output_tokens == 60
-    assert need.input_tokens == 116
+    assert need.input_tokens == 152
     assert bench.engine.submitted[0].request.output_token_cap == 9
     assert bench.accounting.released == []
 
@@ -322,7 +322,7 @@ async def test_an_estimate_that_was_too_low_is_made_exact(tmp_path: Path) -> Non
     hearing = Hearing()
     bench.generations.start(order_of(reserved=None), hearing)
     await eventually(lambda: hearing.events)
-    assert [(need.input_tokens, revision) for _, need, revision in bench.accounting.reserved] == [(17, 0), (500, 1)]
+    assert [(need.input_tokens, revision) for _, need, revision in bench.accounting.reserved] == [(34, 0), (500, 1)]
     assert hearing.accepted.prompt_tokens == 500
     refused = Hearing()
     bench.accounting.revision_decision = NaruError(Reason.RATE_LIMIT_EXCEEDED, "Too much.", retry_after=3.0)

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from inference.convert import frame_to_proto
-from inference.engine import ChoiceOutput, TokenCandidate, TokenLogprob
+from inference.engine import ChoiceOutput, PromptOutput, TokenCandidate, TokenLogprob, ToolCallDelta
 from inference.events import Accepted, Event, Finished, Refused
-from inference.outbox import Outbox, OutboxLimits, merge, size_of, split
+from inference.outbox import Outbox, OutboxLimits, merge, size_of
+from inference.output_merging import split_output
 from naru.errors import NaruError, Reason
 from naru.usage import Outcome, Usage
 from tests.support.generation_bench import eventually
@@ -145,11 +146,24 @@ async def test_poke_gives_an_empty_batch() -> None:
     outbox.close()
 
 
+_ENTRY = TokenLogprob(TokenCandidate("한", -1.5, 49_151, 2_000_000), (TokenCandidate("국", -0.1, 1, 1),), unknown=True)
+PARSED = ChoiceOutput(
+    1000,
+    "그리고 text",
+    2_000_000_000,
+    finish_reason="tool_calls",
+    reasoning="생각 " * 20,
+    tool_calls=(ToolCallDelta(0, "call-0", "날씨", '{"city": "서울"}'), ToolCallDelta(100, "call-1", "f", "{}")),
+    prompt=PromptOutput((49_151,) * 9, (_ENTRY,) * 9),
+)
+
+
 @pytest.mark.parametrize(
     "event",
     [
         output("plain", 300, finish_reason="length"),
         output("한국어 🙂", 2_000_000_000, choice=1000, logprobs=5),
+        PARSED,
         ACCEPTED,
         FINISHED,
         Refused(NaruError(Reason.MODEL_NOT_FOUND, "모델 없음" * 50, metadata={"model": "나" * 100}), 2**40),
@@ -160,7 +174,7 @@ def test_sizes_are_upper_bounds(event: Event) -> None:
     assert frame_to_proto(2**60, event).ByteSize() + 6 <= size_of(event)
 
 
-def test_split_and_merge_are_opposites() -> None:
+@pytest.mark.parametrize("whole", [output("한국어 text", 12, finish_reason="stop", logprobs=7), PARSED])
+def test_split_and_merge_are_opposites(whole: ChoiceOutput) -> None:
     """Pieces of an output, merged again, are the output."""
-    whole = output("한국어 text", 12, finish_reason="stop", logprobs=7)
-    assert merge(split(whole, 5)) == whole
+    assert merge(split_output(whole, 5)) == whole

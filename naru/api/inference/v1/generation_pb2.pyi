@@ -36,9 +36,13 @@ class _EndpointEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Endpoint.Val
     """/v1/chat/completions."""
     ENDPOINT_COMPLETIONS: _Endpoint.ValueType  # 2
     """/v1/completions."""
+    ENDPOINT_MESSAGES: _Endpoint.ValueType  # 3
+    """/v1/messages: Anthropic's, translated into the body of a chat completion."""
+    ENDPOINT_RESPONSES: _Endpoint.ValueType  # 4
+    """/v1/responses: translated into the body of a chat completion."""
 
 class Endpoint(_Endpoint, metaclass=_EndpointEnumTypeWrapper):
-    """The OpenAI requests that generate."""
+    """The HTTP requests that generate."""
 
 ENDPOINT_UNSPECIFIED: Endpoint.ValueType  # 0
 """Never sent."""
@@ -46,6 +50,10 @@ ENDPOINT_CHAT_COMPLETIONS: Endpoint.ValueType  # 1
 """/v1/chat/completions."""
 ENDPOINT_COMPLETIONS: Endpoint.ValueType  # 2
 """/v1/completions."""
+ENDPOINT_MESSAGES: Endpoint.ValueType  # 3
+"""/v1/messages: Anthropic's, translated into the body of a chat completion."""
+ENDPOINT_RESPONSES: Endpoint.ValueType  # 4
+"""/v1/responses: translated into the body of a chat completion."""
 Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 class _FinishOutcome:
@@ -488,6 +496,10 @@ class Delta(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    DETAILED_FIELD_NUMBER: _builtins.int
     choice_index: _builtins.int
     """Which choice, from 0: prompt number times n plus the choice's number."""
     text: _builtins.str
@@ -495,11 +507,15 @@ class Delta(_message.Message):
     completion_tokens: _builtins.int
     """Tokens generated for this choice so far, those without text included."""
     finish_reason: _builtins.str
-    """Why the choice ended: "stop", "length", "abort" or "error". Empty: it goes on."""
+    """Why the choice ended: "stop", "length", "tool_calls", "abort" or "error". Empty: it goes on."""
     stop_text: _builtins.str
     """The stop text that ended it. Empty: none did."""
     stop_token_id: _builtins.int
     """The stop token that ended it, when it was one of the caller's stop_token_ids."""
+    reasoning: _builtins.str
+    """What the model thought before it answered; comes before `text`. Not part of `text`."""
+    detailed: _builtins.bool
+    """Whether any of the fields 4 to 11 is set. Most deltas have none, and looking at each of them takes readers time."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One per new token, when the request asked for logprobs."""
@@ -507,6 +523,14 @@ class Delta(_message.Message):
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The new token ids, when the request asked for them."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
+        """New pieces of calls of the caller's tools; come after `text`. Not part of `text`."""
+
+    @_builtins.property
+    def prompt(self) -> Global___PromptOutput:
+        """What the request asked to be told of its prompt. Only in the first Delta of a choice."""
 
     def __init__(
         self,
@@ -519,10 +543,14 @@ class Delta(_message.Message):
         stop_token_id: _builtins.int | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        reasoning: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
+        prompt: Global___PromptOutput | None = ...,
+        detailed: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "prompt", b"prompt", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "choice_index", b"choice_index", "completion_tokens", b"completion_tokens", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "choice_index", b"choice_index", "completion_tokens", b"completion_tokens", "detailed", b"detailed", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "prompt", b"prompt", "reasoning", b"reasoning", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
@@ -531,13 +559,80 @@ class Delta(_message.Message):
 Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
+class ToolCallDelta(_message.Message):
+    """A piece of a call of one of the caller's tools. The pieces of a call are those of the same index, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which call of the choice, from 0."""
+    id: _builtins.str
+    """The call's id. Only in its first piece."""
+    name: _builtins.str
+    """The tool's name. Only in its first piece."""
+    arguments: _builtins.str
+    """The next piece of the arguments, which are JSON when put together. May be empty."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallDelta: _TypeAlias = ToolCallDelta  # noqa: Y015
+
+@_typing.final
+class PromptOutput(_message.Message):
+    """What a request asked to be told of its prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its token ids, when asked for."""
+
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """One per token, when asked for; `top` holds the token itself too. The first token's is `unknown`."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptOutput: _TypeAlias = PromptOutput  # noqa: Y015
+
+@_typing.final
 class TokenLogprob(_message.Message):
-    """How likely a generated token was."""
+    """How likely a token was."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHOSEN_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    unknown: _builtins.bool
+    """Nothing came before it, so there is nothing to tell of it but its text: the first token of a prompt."""
     @_builtins.property
     def chosen(self) -> Global___TokenCandidate:
         """The token."""
@@ -551,10 +646,11 @@ class TokenLogprob(_message.Message):
         *,
         chosen: Global___TokenCandidate | None = ...,
         top: _abc.Iterable[Global___TokenCandidate] | None = ...,
+        unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "top", b"top", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,22 +665,26 @@ class TokenCandidate(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOKEN_ID_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Its text; may be a replacement character for a part of a character."""
     logprob: _builtins.float
     """Its natural-log probability."""
     token_id: _builtins.int
     """Its id."""
+    rank: _builtins.int
+    """Which likeliest it was, 1 for the likeliest. 0: not told; only tokens of a prompt tell it."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         logprob: _builtins.float = ...,
         token_id: _builtins.int = ...,
+        rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "token", b"token", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "rank", b"rank", "token", b"token", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

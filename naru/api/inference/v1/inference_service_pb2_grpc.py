@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from naru.api.inference.v1 import inference_service_pb2 as naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2
+from naru.api.inference.v1 import tokenization_pb2 as naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2
 
 GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
@@ -45,6 +46,16 @@ class InferenceServiceStub(object):
                 request_serializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/naru.api.inference.v1.InferenceService/Tokenize',
+                request_serializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/naru.api.inference.v1.InferenceService/Detokenize',
+                request_serializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -66,6 +77,20 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Says which tokens a prompt is. Generates nothing; of the caller's limits only those on requests count it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Says which text token ids are. As Tokenize.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +103,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GenerateSession,
                     request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionRequest.FromString,
                     response_serializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeRequest.FromString,
+                    response_serializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.DetokenizeRequest.FromString,
+                    response_serializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +170,60 @@ class InferenceService(object):
             '/naru.api.inference.v1.InferenceService/GenerateSession',
             naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionRequest.SerializeToString,
             naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.inference.v1.InferenceService/Tokenize',
+            naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeRequest.SerializeToString,
+            naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.inference.v1.InferenceService/Detokenize',
+            naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.DetokenizeRequest.SerializeToString,
+            naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from grpc import aio as _aio
 from naru.api.inference.v1 import inference_service_pb2 as _inference_service_pb2
+from naru.api.inference.v1 import tokenization_pb2 as _tokenization_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -39,6 +40,10 @@ class InferenceServiceStub:
     """
     GenerateSession: _grpc.StreamStreamMultiCallable[_inference_service_pb2.GenerateSessionRequest, _inference_service_pb2.GenerateSessionResponse]
     """Runs many requests over one stream, one message back per engine step. For the edge."""
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_tokenization_pb2.TokenizeRequest, _tokenization_pb2.TokenizeResponse]
+    """Says which tokens a prompt is. Generates nothing; of the caller's limits only those on requests count it."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_tokenization_pb2.DetokenizeRequest, _tokenization_pb2.DetokenizeResponse]
+    """Says which text token ids are. As Tokenize."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -51,6 +56,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     GenerateSession: _aio.StreamStreamMultiCallable[_inference_service_pb2.GenerateSessionRequest, _inference_service_pb2.GenerateSessionResponse]  # type: ignore[assignment]
     """Runs many requests over one stream, one message back per engine step. For the edge."""
+    Tokenize: _aio.UnaryUnaryMultiCallable[_tokenization_pb2.TokenizeRequest, _tokenization_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Says which tokens a prompt is. Generates nothing; of the caller's limits only those on requests count it."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_tokenization_pb2.DetokenizeRequest, _tokenization_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Says which text token ids are. As Tokenize."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text."""
@@ -72,5 +81,21 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.GenerateSessionResponse], _abc.AsyncIterator[_inference_service_pb2.GenerateSessionResponse]]:
         """Runs many requests over one stream, one message back per engine step. For the edge."""
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _tokenization_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenization_pb2.TokenizeResponse, _abc.Awaitable[_tokenization_pb2.TokenizeResponse]]:
+        """Says which tokens a prompt is. Generates nothing; of the caller's limits only those on requests count it."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _tokenization_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenization_pb2.DetokenizeResponse, _abc.Awaitable[_tokenization_pb2.DetokenizeResponse]]:
+        """Says which text token ids are. As Tokenize."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,53 @@
+"""Errors as Anthropic shows them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edge.anthropic.answers import event
+from edge.http_errors import HttpError, http_error, plain_error
+from naru.errors import NaruError, Reason
+
+_OVERLOADED = 529
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    _OVERLOADED: "overloaded_error",
+}
+_WORDS = (('`tool_choice: "none"`', '`tool_choice: {"type": "none"}`'), ("`stop`", "`stop_sequences`"))
+"""What inference says of a chat completion, and how the same is written here."""
+
+
+def anthropic_error(error: NaruError, request_id: str) -> HttpError:
+    """How `error` is answered; overload has a status of its own."""
+    shown = http_error(error)
+    status = _OVERLOADED if error.reason is Reason.OVERLOADED else shown.status
+    return HttpError(status, _body(status, _in_our_words(error.message), request_id), shown.headers)
+
+
+def anthropic_plain_error(status: int, message: str, request_id: str) -> HttpError:
+    """An error of HTTP itself."""
+    return HttpError(status, _body(status, message, request_id), plain_error(status, message).headers)
+
+
+def anthropic_error_event(error: NaruError, request_id: str) -> bytes:
+    """The event that ends a stream that broke."""
+    shown = anthropic_error(error, request_id)
+    return event("error", msgspec.json.decode(shown.body))
+
+
+def _in_our_words(message: str) -> str:
+    for theirs, ours in _WORDS:
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _body(status: int, message: str, request_id: str) -> bytes:
+    kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    error = {"type": kind, "message": message}
+    return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})

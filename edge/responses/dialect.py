@@ -1,0 +1,21 @@
+"""How streams of the Responses API speak besides their answers; everything else is as in the rest of OpenAI's API."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from edge.dialect import OPENAI, Dialect
+from edge.http_errors import error_body
+from naru.errors import NaruError
+
+
+def response_error_event(error: NaruError, request_id: str) -> bytes:
+    """The event that ends a stream that broke. It has no number: the answer that counts its events is gone."""
+    shown = msgspec.json.decode(error_body(error))["error"]
+    data = {"type": "error", **{name: shown[name] for name in ("code", "message", "param")}}
+    return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
+
+
+RESPONSES_DIALECT: Dialect = replace(OPENAI, error_event=response_error_event, last_event=b"")
