@@ -6,6 +6,8 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 # A hub id or a path; empty: the default model, which comes from a PyPI wheel.
 MODEL ?=
+# 1 for a second inference process with the default embedding model, which comes from a PyPI wheel too; or a hub id or path.
+EMBEDDINGS ?=
 # Tests to run, such as T=tests/unit/edge
 T ?=
 
@@ -13,6 +15,7 @@ venv := .venv
 bin := $(venv)/bin
 state := .naru
 default_model := $(state)/models/smollm2-135m-instruct
+embedding_model := $(state)/models/all-minilm-l6-v2
 installed := $(venv)/.installed
 developed := $(venv)/.developed
 
@@ -21,13 +24,19 @@ developed := $(venv)/.developed
 ##@ Use
 
 .PHONY: up
-up: $(installed) ## Start everything on this machine and keep it up until Ctrl-C (MODEL=<hub id or path>)
+up: $(installed) ## Start everything on this machine and keep it up until Ctrl-C (MODEL=<hub id or path>, EMBEDDINGS=1)
 	@model="$(MODEL)"; model="$${model:-$${NARU_INFERENCE_MODEL:-}}"; \
 	if [ -z "$$model" ]; then \
 	  $(bin)/python -m inference.default_model --output $(default_model); \
 	  model="$(CURDIR)/$(default_model)"; \
 	fi; \
 	export NARU_INFERENCE_MODEL="$$model"; \
+	embeddings="$(EMBEDDINGS)"; \
+	if [ "$$embeddings" = 1 ]; then \
+	  $(bin)/python -m inference.embedding_model --output $(embedding_model); \
+	  embeddings="$(CURDIR)/$(embedding_model)"; \
+	fi; \
+	if [ -n "$$embeddings" ]; then export NARU_UP_EMBEDDINGS="$$embeddings"; fi; \
 	exec $(bin)/naru up
 
 .PHONY: down
@@ -50,7 +59,7 @@ test-behaviour: $(developed) $(default_model)/config.json ## Run the slower test
 	$(bin)/python -m pytest -m behaviour $(T)
 
 .PHONY: test-faults
-test-faults: $(developed) $(default_model)/config.json ## Kill and restart real processes under load
+test-faults: $(developed) $(default_model)/config.json ## Kill and restart real processes, overload them, ask what could break them
 	$(bin)/python -m pytest -m faults $(T)
 
 .PHONY: chaos

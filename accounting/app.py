@@ -17,6 +17,7 @@ from accounting.limiter import limiter as limiters
 from accounting.limiter.limiter import Limiter
 from accounting.limits import Tier
 from accounting.readiness import Readiness
+from naru.balancing import target_of
 from naru.client import ServiceClient
 from naru.clock import Clock, SystemClock
 from naru.config import ConfigError
@@ -55,9 +56,10 @@ async def running(
         stack.push_async_callback(database.close)
         limiter = _limiter(config, clock)
         stack.push_async_callback(limiter.close)
-        authsvc = ServiceClient(config.authsvc_address, name="authsvc", service_token=token, tracing=tracing)
+        authsvc = ServiceClient(target_of(config.authsvc_address), name="authsvc", service_token=token, tracing=tracing)
         stack.push_async_callback(authsvc.close)
-        principals = CachedAuthenticator(authsvc, clock)
+        principals = CachedAuthenticator(authsvc, clock, lifecycle.background)
+        stack.push_async_callback(principals.uses.flush)
         assembly = Assembly(
             config,
             database=database,
@@ -66,6 +68,7 @@ async def running(
             keys=ApiKeys(authsvc),
             clock=clock,
             metrics=metrics,
+            tracing=tracing,
         )
         server = GrpcServer(
             CallerAuthenticator(tokens, principals),
@@ -89,8 +92,10 @@ async def running(
         for name, job in assembly.jobs():
             _ = lifecycle.background.start(name, job)
         _ = lifecycle.background.start("invalidations", principals.watch())
+        _ = lifecycle.background.start("key uses", principals.uses.run())
         port = await server.start(config.host, config.port)
         stack.push_async_callback(server.stop, config.shutdown_grace)
+        stack.callback(assembly.quota.sessions.close)
         readiness = Readiness(assembly.needs(), server.set_serving, _log)
         await readiness.check()
         _ = lifecycle.background.start("readiness", readiness.run())

@@ -54,6 +54,7 @@ from naru.ids import uuid7
 from naru.logs import get_logger
 from naru.metrics import Metrics
 from naru.server import GrpcServer
+from naru.tracing import Tracing
 
 _log = get_logger(__name__)
 
@@ -76,6 +77,7 @@ class Assembly:
         keys: ApiKeys,
         clock: Clock,
         metrics: Metrics,
+        tracing: Tracing,
     ) -> None:
         self._config = config
         self._database = database
@@ -84,6 +86,7 @@ class Assembly:
         self._keys = keys
         self._clock = clock
         self._metrics = metrics
+        self._tracing = tracing
         self._admit_when_lost = config.redis_lost_policy == "open"
         self._store = UsageStore(database)
         self._recovery_store = RecoveryStore(database)
@@ -104,6 +107,8 @@ class Assembly:
             lifetime_seconds=config.hard_lifetime_seconds,
         )
 
+        self.quota = self._make_quota()
+
     def jobs(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         """What goes on until the service stops, by name."""
         yield "catalogue", self.catalogue.run()
@@ -118,7 +123,7 @@ class Assembly:
     def add_services(self, server: GrpcServer) -> None:
         """Puts every service on the server."""
         package = "naru.api.accounting.v1"
-        server.add(quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, self._quota(), f"{package}.QuotaService")
+        server.add(quota_service_pb2_grpc.add_QuotaServiceServicer_to_server, self.quota, f"{package}.QuotaService")
         server.add(usage_service_pb2_grpc.add_UsageServiceServicer_to_server, self._usage(), f"{package}.UsageService")
         server.add(tier_service_pb2_grpc.add_TierServiceServicer_to_server, self._tiers(), f"{package}.TierService")
         server.add(
@@ -154,7 +159,7 @@ class Assembly:
             lease_seconds=self._config.lease_seconds,
         )
 
-    def _quota(self) -> QuotaServicer:
+    def _make_quota(self) -> QuotaServicer:
         key = self._config.outcome_key
         sealer = None if key is None else Sealer(key, os.urandom)
         outcomes = Outcomes(self._limiter, sealer, logger=_log, metrics=self._metrics)
@@ -170,7 +175,7 @@ class Assembly:
             refuse_unpriced=self._config.unpriced_models == "refuse",
         )
         restorer = Restorer(reservations, self._recovery_store, self._recorder)
-        return QuotaServicer(reservations, outcomes, restorer.restore)
+        return QuotaServicer(reservations, outcomes, restorer.restore, self._tracing)
 
     def _usage(self) -> UsageServicer:
         return UsageServicer(

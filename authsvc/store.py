@@ -1,35 +1,103 @@
-"""The only SQL of authsvc: keys, workspaces, and the numbered list of invalidations."""
+"""The SQL that finds and makes keys and workspaces, and reads the numbered list of invalidations."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from authsvc import audit
+from authsvc.audit import AuditEntry
+from authsvc.key_owners import OWNER_COLUMNS, Owner, is_owner, is_seat, to_owner
 from authsvc.keys import SecretDigest
-from authsvc.records import DEFAULT_TIER, ApiKey, Invalidation, PageStart, Position, RequestMark, Workspace
-from authsvc.tables import api_keys, installation, invalidations, workspaces
+from authsvc.records import (
+    DEFAULT_TIER,
+    ApiKey,
+    Invalidation,
+    KeyFilters,
+    KeyState,
+    PageStart,
+    Position,
+    RequestMark,
+    Workspace,
+)
+from authsvc.rows import (
+    REQUEST_ID_SECONDS,
+    digest_values,
+    get_key,
+    hold_workspace,
+    key_values,
+    mark_values,
+    to_key,
+    to_workspace,
+    used_before,
+)
+from authsvc.tables import (
+    MICROS,
+    api_keys,
+    earlier_secrets,
+    installation,
+    invalidations,
+    memberships,
+    micros,
+    users,
+    workspaces,
+)
 from naru.database import Database
-from naru.errors import NaruError, Reason, not_found
-from naru.identity import Role, Scopes
 
-REQUEST_ID_SECONDS = 24 * 3600
-"""How long a request id is remembered."""
+# Made once, as making it takes longer than running it. One statement sees one snapshot: an invalidation that the position
+# counts is also seen in the keys.
+_POSITION = sa.select(installation.c.epoch, installation.c.sequence)
+_LOOK_UP = (
+    sa.select(
+        installation.c.epoch,
+        installation.c.sequence,
+        workspaces.c.tier.label("workspace_tier"),
+        earlier_secrets.c.digest.label("earlier_digest"),
+        earlier_secrets.c.pepper_version.label("earlier_pepper_version"),
+        earlier_secrets.c.expire_time.label("earlier_expire_time"),
+        *OWNER_COLUMNS,
+        *api_keys.c,
+    )
+    .select_from(
+        installation.outerjoin(api_keys, api_keys.c.key_id.in_(sa.bindparam("key_ids", expanding=True)))
+        .outerjoin(workspaces, workspaces.c.workspace_id == api_keys.c.workspace_id)
+        .outerjoin(users, is_owner(api_keys.c.user_id))
+        .outerjoin(memberships, is_seat(api_keys.c.workspace_id))
+        .outerjoin(
+            earlier_secrets,
+            sa.and_(earlier_secrets.c.key_id == api_keys.c.key_id, earlier_secrets.c.expire_time > sa.bindparam("now")),
+        )
+    )
+    .order_by(earlier_secrets.c.expire_time)
+)
 
-_MICROS = 1_000_000
+
+@dataclass(frozen=True, slots=True)
+class StoredSecret:
+    """One secret of a key, and when it stops working; None: with the key."""
+
+    digest: SecretDigest
+    expire_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """What one consistent look at the database says about a key; without such a key only the position is set."""
+    """What one consistent look at the database says about a key; without such a key only the position is set.
+
+    The first of `secrets` is the current one, the others are in their grace. `owner` is the key's user, if there is one.
+    """
 
     position: Position
     key: ApiKey | None = None
-    digest: SecretDigest | None = None
+    secrets: tuple[StoredSecret, ...] = ()
     workspace_tier: str = ""
+    owner: Owner | None = None
 
 
 class KeyStore:
@@ -38,67 +106,71 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def pepper_versions(self) -> frozenset[int]:
-        """The versions of the peppers that keys which are not revoked were made with."""
-        query = sa.select(api_keys.c.pepper_version).where(api_keys.c.revoke_time.is_(None)).distinct()
+    async def pepper_versions(self, now: float) -> Mapping[int, int]:
+        """How many secrets that still work were made with which version of the pepper."""
+        current = sa.select(api_keys.c.pepper_version).where(api_keys.c.revoke_time.is_(None))
+        earlier = sa.select(earlier_secrets.c.pepper_version).where(earlier_secrets.c.expire_time > micros(now))
+        version = sa.union_all(current, earlier).subquery().c.pepper_version
         async with self._database.reading() as connection:
-            return frozenset((await connection.execute(query)).scalars())
+            counted = await connection.execute(sa.select(version, sa.func.count()).group_by(version))
+            return {row[0]: row[1] for row in counted}
 
     async def position(self) -> Position:
         """Where the numbering of invalidations stands."""
-        async with self._database.reading() as connection:
-            row = (await connection.execute(sa.select(installation.c.epoch, installation.c.sequence))).one()
+        (row,) = await self._database.read_rows(_POSITION)
         return Position(row.epoch, row.sequence)
 
-    async def look_up(self, key_id: str) -> StoredKey:
-        """Key, workspace and position of the numbering, as they were at one moment."""
-        # One statement sees one snapshot: an invalidation that the position counts is also seen in the key.
-        query = (
-            sa.select(
-                installation.c.epoch, installation.c.sequence, workspaces.c.tier.label("workspace_tier"), *api_keys.c
-            )
-            .select_from(
-                installation.outerjoin(api_keys, api_keys.c.key_id == key_id).outerjoin(
-                    workspaces, workspaces.c.workspace_id == api_keys.c.workspace_id
-                )
-            )
-            .limit(1)
-        )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).one()
-        position = Position(row.epoch, row.sequence)
-        if row.key_id is None:
-            return StoredKey(position)
-        return StoredKey(position, _to_key(row), SecretDigest(row.pepper_version, row.digest), row.workspace_tier)
+    async def look_up(self, key_ids: Sequence[str], now: float) -> dict[str, StoredKey]:
+        """Each key, its secrets that work at `now`, its workspace, and where the numbering stands, all at one moment."""
+        # Each number of parameters is a statement to prepare, so that there are few.
+        padded = [*key_ids, *repeat(key_ids[-1], (1 << (len(key_ids) - 1).bit_length()) - len(key_ids))]
+        rows = await self._database.read_rows(_LOOK_UP, {"key_ids": padded, "now": micros(now)})
+        position = Position(rows[0].epoch, rows[0].sequence)
+        found = {key_id: StoredKey(position) for key_id in key_ids}
+        for row in rows:
+            if row.key_id is not None:
+                found[row.key_id] = _with_row(found[row.key_id], row)
+        return found
 
     async def get_key(self, key_id: str) -> ApiKey | None:
         """The key, or None."""
         async with self._database.reading() as connection:
-            return await _get_key(connection, key_id)
+            return await get_key(connection, key_id)
 
     async def get_workspace(self, workspace_id: str) -> Workspace | None:
         """The workspace, or None."""
-        query = sa.select(workspaces).where(workspaces.c.workspace_id == workspace_id)
+        query = sa.select(workspaces).where(
+            workspaces.c.workspace_id == workspace_id, workspaces.c.delete_time.is_(None)
+        )
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else _to_workspace(row)
+        return None if row is None else to_workspace(row)
+
+    async def get_owner(self, user_id: str, workspace_id: str) -> Owner | None:
+        """What a user would be to a key of theirs in a workspace; None: there is no such user."""
+        query = sa.select(*OWNER_COLUMNS).select_from(users.outerjoin(memberships, is_seat(workspace_id)))
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query.where(is_owner(user_id)))).one_or_none()
+        return None if row is None else to_owner(row)
 
     async def insert_key(
-        self, key: ApiKey, digest: SecretDigest, mark: RequestMark | None = None
+        self, key: ApiKey, digest: SecretDigest, entry: AuditEntry, mark: RequestMark | None = None
     ) -> tuple[ApiKey, bool]:
-        """Adds the key. When the same request was seen within 24 hours, adds nothing.
+        """Adds the key, and `entry` to the audit. When the same request was seen within 24 hours, adds nothing.
 
         Returns:
             The key that is there now, and whether this call made it.
 
         Raises:
-            NaruError: ALREADY_EXISTS when the request id was seen with another body.
+            NaruError: ALREADY_EXISTS when the request id was seen with another body; NOT_FOUND when the workspace is gone.
         """
         try:
             async with self._database.writing() as connection:
+                await hold_workspace(connection, key.workspace_id)
                 if mark is not None:
                     await _forget_request(connection, mark, before=key.create_time - REQUEST_ID_SECONDS)
-                await connection.execute(sa.insert(api_keys).values(_from_key(key, digest, mark)))
+                await _insert_key(connection, key, digest, mark)
+                await audit.record(connection, entry)
         except IntegrityError:
             earlier = None if mark is None else await self._made_by(mark)
             if earlier is None:
@@ -106,73 +178,37 @@ class KeyStore:
             return earlier, False
         return key, True
 
-    async def list_keys(
-        self,
-        *,
-        workspace_id: str | None,
-        show_revoked: bool,
-        after: PageStart | None,
-        limit: int,
-        tier: str = "",
-        expire_after: float | None = None,
-    ) -> list[ApiKey]:
-        """At most `limit` keys, newest first, from after `after` on; of every workspace when `workspace_id` is None.
-
-        With `tier` only those that have it, their own or their workspace's; with `expire_after` only those that do not end by
-        that time.
-        """
+    async def list_keys(self, filters: KeyFilters, *, after: PageStart | None, limit: int, now: float) -> list[ApiKey]:
+        """At most `limit` keys that fit at `now`, newest first, from after `after` on."""
         query = sa.select(api_keys).order_by(api_keys.c.create_time.desc(), api_keys.c.key_id.desc()).limit(limit)
-        if workspace_id is not None:
-            query = query.where(api_keys.c.workspace_id == workspace_id)
-        if not show_revoked:
-            query = query.where(api_keys.c.revoke_time.is_(None))
-        if tier:
+        if filters.tier:
             query = query.join(workspaces, workspaces.c.workspace_id == api_keys.c.workspace_id)
-            query = query.where(_effective_tier() == tier)
-        if expire_after is not None:
-            ends = api_keys.c.expire_time
-            query = query.where(ends.is_(None) | (ends > _micros(expire_after)))
+            query = query.outerjoin(users, is_owner(api_keys.c.user_id))
+            query = query.where(_effective_tier() == filters.tier)
+        query = query.where(*_conditions(filters, micros(now)))
         if after is not None:
             position = sa.tuple_(api_keys.c.create_time, api_keys.c.key_id)
-            query = query.where(position < sa.tuple_(sa.literal(_micros(after.create_time)), sa.literal(after.key_id)))
+            query = query.where(position < sa.tuple_(sa.literal(micros(after.create_time)), sa.literal(after.key_id)))
         async with self._database.reading() as connection:
-            return [_to_key(row) for row in await connection.execute(query)]
-
-    async def revoke_key(self, key_id: str, time: float) -> tuple[ApiKey, int | None]:
-        """Revokes the key at `time` and numbers that, in one transaction.
-
-        Returns:
-            The key, and the number of the invalidation; None when the key was revoked before and nothing changed.
-
-        Raises:
-            NaruError: NOT_FOUND when there is no such key.
-        """
-        change = (
-            sa.update(api_keys)
-            .where(api_keys.c.key_id == key_id, api_keys.c.revoke_time.is_(None))
-            .values(revoke_time=_micros(time))
-        )
-        async with self._database.writing() as connection:
-            changed = (await connection.execute(change)).rowcount == 1
-            sequence = await _number_invalidation(connection, key_id, time) if changed else None
-            key = await _get_key(connection, key_id)
-        if key is None:
-            raise not_found("api_key", key_id)
-        return key, sequence
+            return [to_key(row) for row in await connection.execute(query)]
 
     async def invalidations_after(self, sequence: int, limit: int) -> list[Invalidation]:
         """At most `limit` invalidations with a higher number, lowest first."""
         query = (
-            sa.select(invalidations.c.sequence, invalidations.c.key_id)
+            sa.select(invalidations.c.sequence, invalidations.c.key_id, invalidations.c.user_id)
             .where(invalidations.c.sequence > sequence)
             .order_by(invalidations.c.sequence)
             .limit(limit)
         )
         async with self._database.reading() as connection:
-            return [Invalidation(row.sequence, row.key_id) for row in await connection.execute(query)]
+            rows = await connection.execute(query)
+            return [Invalidation(row.sequence, row.key_id, row.user_id or "") for row in rows]
 
-    async def bootstrap(self, workspace: Workspace, key: ApiKey, digest: SecretDigest) -> bool:
-        """Adds the first workspace and its key; False, and nothing added, when the installation has one already."""
+    async def bootstrap(self, workspace: Workspace, key: ApiKey, digest: SecretDigest, entry: AuditEntry) -> bool:
+        """Adds the first workspace, its key, and `entry` to the audit.
+
+        False, and nothing added, when the installation has a workspace already.
+        """
         claim = (
             sa.update(installation)
             .where(installation.c.first_workspace_id.is_(None))
@@ -187,10 +223,11 @@ class KeyStore:
                     workspace_id=workspace.workspace_id,
                     name=workspace.name,
                     tier=workspace.tier,
-                    create_time=_micros(workspace.create_time),
+                    create_time=micros(workspace.create_time),
                 )
             )
-            await connection.execute(sa.insert(api_keys).values(_from_key(key, digest, None)))
+            await _insert_key(connection, key, digest, None)
+            await audit.record(connection, entry)
         return True
 
     async def bootstrapped_workspace(self, name: str) -> Workspace | None:
@@ -202,7 +239,7 @@ class KeyStore:
             query = query.join(installation, installation.c.first_workspace_id == workspaces.c.workspace_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else _to_workspace(row)
+        return None if row is None else to_workspace(row)
 
     async def _made_by(self, mark: RequestMark) -> ApiKey | None:
         query = sa.select(api_keys).where(
@@ -213,22 +250,55 @@ class KeyStore:
         if row is None:
             return None
         if row.request_digest != mark.body_digest:
-            raise NaruError(
-                Reason.ALREADY_EXISTS,
-                "This request_id was used before with another body.",
-                metadata={"resource": "request", "name": mark.request_id},
-            )
-        return _to_key(row)
+            raise used_before(mark)
+        return to_key(row)
+
+
+def _with_row(stored: StoredKey, row: sa.Row[Any]) -> StoredKey:
+    """What is known with one more row: each has the key, and one of its earlier secrets, if it has any."""
+    current = (StoredSecret(SecretDigest(row.pepper_version, row.digest)),)
+    secrets = stored.secrets or current
+    if row.earlier_digest is not None:
+        digest = SecretDigest(row.earlier_pepper_version, row.earlier_digest)
+        secrets += (StoredSecret(digest, row.earlier_expire_time / MICROS),)
+    return StoredKey(stored.position, stored.key or to_key(row), secrets, row.workspace_tier, to_owner(row))
+
+
+def _conditions(filters: KeyFilters, now: int) -> list[sa.ColumnElement[bool]]:
+    columns = api_keys.c
+    found = [
+        columns[name] == getattr(filters, name)
+        for name in ("workspace_id", "user_id", "service_account")
+        if getattr(filters, name)
+    ]
+    if filters.description_contains:
+        found.append(columns.description.icontains(filters.description_contains, autoescape=True))
+    ended = columns.expire_time <= now
+    alive = sa.and_(columns.revoke_time.is_(None), sa.or_(columns.expire_time.is_(None), columns.expire_time > now))
+    match filters.state:
+        case KeyState.ACTIVE:
+            found += [alive, columns.block_time.is_(None)]
+        case KeyState.BLOCKED:
+            found += [alive, columns.block_time.is_not(None)]
+        case KeyState.EXPIRED:
+            found += [columns.revoke_time.is_(None), ended]
+        case KeyState.REVOKED:
+            found.append(columns.revoke_time.is_not(None))
+        case None:
+            # A tier is in use as long as a key that has it can be used.
+            shown = alive if filters.tier else columns.revoke_time.is_(None)
+            found += [] if filters.show_revoked else [shown]
+    return found
 
 
 def _effective_tier() -> sa.ColumnElement[str]:
     """As `Authenticator` finds it."""
-    return sa.func.coalesce(api_keys.c.tier, sa.func.nullif(workspaces.c.tier, ""), DEFAULT_TIER)
+    return sa.func.coalesce(api_keys.c.tier, users.c.tier, sa.func.nullif(workspaces.c.tier, ""), DEFAULT_TIER)
 
 
-async def _get_key(connection: AsyncConnection, key_id: str) -> ApiKey | None:
-    row = (await connection.execute(sa.select(api_keys).where(api_keys.c.key_id == key_id))).one_or_none()
-    return None if row is None else _to_key(row)
+async def _insert_key(connection: AsyncConnection, key: ApiKey, digest: SecretDigest, mark: RequestMark | None) -> None:
+    values = key_values(key) | digest_values(digest) | mark_values(mark)
+    await connection.execute(sa.insert(api_keys).values(values))
 
 
 async def _forget_request(connection: AsyncConnection, mark: RequestMark, before: float) -> None:
@@ -237,64 +307,7 @@ async def _forget_request(connection: AsyncConnection, mark: RequestMark, before
         .where(
             api_keys.c.request_caller == mark.caller,
             api_keys.c.request_id == mark.request_id,
-            api_keys.c.create_time <= _micros(before),
+            api_keys.c.create_time <= micros(before),
         )
         .values(request_caller=None, request_id=None, request_digest=None)
     )
-
-
-async def _number_invalidation(connection: AsyncConnection, key_id: str, time: float) -> int:
-    """Belongs into the transaction that changes the key; holds the numbering until that commits."""
-    advance = sa.update(installation).values(sequence=installation.c.sequence + 1).returning(installation.c.sequence)
-    sequence = int((await connection.execute(advance)).scalar_one())
-    await connection.execute(sa.insert(invalidations).values(sequence=sequence, key_id=key_id, time=_micros(time)))
-    return sequence
-
-
-def _from_key(key: ApiKey, digest: SecretDigest, mark: RequestMark | None) -> dict[str, Any]:
-    return {
-        "key_id": key.key_id,
-        "digest": digest.digest,
-        "pepper_version": digest.pepper_version,
-        "description": key.description,
-        "workspace_id": key.workspace_id,
-        "user_id": key.user_id or None,
-        "service_account": key.service_account or None,
-        "role": key.role.value,
-        "tier": key.tier or None,
-        "scopes": {
-            "models": list(key.scopes.models),
-            "endpoints": list(key.scopes.endpoints),
-            "source_cidrs": list(key.scopes.source_cidrs),
-        },
-        "create_time": _micros(key.create_time),
-        "expire_time": None if key.expire_time is None else _micros(key.expire_time),
-        "revoke_time": None if key.revoke_time is None else _micros(key.revoke_time),
-        "request_caller": None if mark is None else mark.caller,
-        "request_id": None if mark is None else mark.request_id,
-        "request_digest": None if mark is None else mark.body_digest,
-    }
-
-
-def _to_key(row: sa.Row[Any]) -> ApiKey:
-    return ApiKey(
-        key_id=row.key_id,
-        workspace_id=row.workspace_id,
-        create_time=row.create_time / _MICROS,
-        description=row.description,
-        user_id=row.user_id or "",
-        service_account=row.service_account or "",
-        role=Role(row.role),
-        tier=row.tier or "",
-        scopes=Scopes(**{name: tuple(values) for name, values in row.scopes.items()}),
-        expire_time=None if row.expire_time is None else row.expire_time / _MICROS,
-        revoke_time=None if row.revoke_time is None else row.revoke_time / _MICROS,
-    )
-
-
-def _to_workspace(row: sa.Row[Any]) -> Workspace:
-    return Workspace(row.workspace_id, row.name, row.tier, row.create_time / _MICROS)
-
-
-def _micros(seconds: float) -> int:
-    return round(seconds * _MICROS)

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import tempfile
 
+import uvloop
 from redis import Redis
 
 from bench.recording import measure_record
 from bench.reserving import measure_reserve
 from bench.service import accounting
+from naru.lifecycle import rarely_look_for_garbage
 from naru.testing.postgres_server import postgres_cluster
 from naru.testing.redis_server import redis_server
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=50_000, help="for each measurement of RecordUsage")
     parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
     arguments = parser.parse_args()
+    rarely_look_for_garbage()  # as the edge does, in whose place this process asks
     # The disk is waited for, as in production.
     with (
         redis_server() as redis_url,
@@ -43,9 +45,9 @@ def main() -> None:
         with accounting(database_url, redis_url) as address:
             pids = {"accounting": address.pid, "PostgreSQL": cluster.pid, "Redis": _process_of(redis_url)}
             if arguments.only != "record":
-                asyncio.run(measure_reserve(address, pids, arguments.seconds))
+                uvloop.run(measure_reserve(address, pids, arguments.seconds))
             if arguments.only != "reserve":
-                asyncio.run(measure_record(address, pids, arguments.events))
+                uvloop.run(measure_record(address, pids, arguments.events))
 
 
 if __name__ == "__main__":

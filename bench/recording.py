@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.cpu import Meter, each
 from bench.service import KEYS, MODEL, WORKSPACES, Address, principal, reservation
@@ -50,13 +50,14 @@ async def measure_record(address: Address, pids: Mapping[str, int], events: int)
 async def _measure(
     client: ServiceClient, address: Address, pids: Mapping[str, int], events: int, size: int, *, reserved: bool
 ) -> tuple[float, str]:
-    """Events a second, and the CPU time that each took. To reserve them first is not part of it."""
+    """Events a second, and the CPU time that each took. To reserve them, and to write the reports, is not part of it."""
     seconds, cpu = 0.0, dict.fromkeys(pids, 0.0)
     for first in range(0, events, _IN_FLIGHT):
         count = min(_IN_FLIGHT, events - first)
         ids = await _reserve(address, count) if reserved else [uuid7() for _ in range(count)]
+        requests = _requests(ids, size)
         meter, started = Meter(pids), time.monotonic()
-        await _record(client, ids, size)
+        await _record(client, requests)
         seconds += time.monotonic() - started
         for name, taken in meter.taken().items():
             cpu[name] += taken
@@ -111,20 +112,27 @@ async def _reserve(address: Address, count: int) -> list[str]:
     return ids
 
 
-async def _record(client: ServiceClient, ids: Sequence[str], size: int) -> None:
+async def _record(client: ServiceClient, requests: Sequence[usage_service_pb2.RecordUsageRequest]) -> None:
     stub = usage_service_pb2_grpc.UsageServiceStub(client.channel)
-    batches = iter([range(first, min(first + size, len(ids))) for first in range(0, len(ids), size)])
+    waiting = iter(requests)
 
-    async def work(batches: Iterator[range]) -> None:
-        for batch in batches:
-            now = time.time()
-            events = [_event(ids[number], number, now) for number in batch]
-            request = usage_service_pb2.RecordUsageRequest(events=events)
+    async def work() -> None:
+        for request in waiting:
             response = await client.call(stub.RecordUsage, request, timeout=60)
             if any(one.status != usage_service_pb2.RECORD_USAGE_STATUS_RECORDED for one in response.results):
                 raise RuntimeError(f"not recorded: {response.results[0]}")
 
-    await asyncio.gather(*(work(batches) for _ in range(_CALLS)))
+    await asyncio.gather(*(work() for _ in range(_CALLS)))
+
+
+def _requests(ids: Sequence[str], size: int) -> list[usage_service_pb2.RecordUsageRequest]:
+    now = time.time()
+    return [
+        usage_service_pb2.RecordUsageRequest(
+            events=[_event(ids[number], number, now) for number in range(first, min(first + size, len(ids)))]
+        )
+        for first in range(0, len(ids), size)
+    ]
 
 
 async def _check_books(address: Address, events: int) -> None:

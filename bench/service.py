@@ -72,13 +72,14 @@ def accounting(database_url: str, redis_url: str) -> Iterator[Address]:
         subprocess.run([*command, "migrate"], env=environ, check=True)
         with subprocess.Popen(command, env=environ) as process:
             try:
-                _wait_until_ready(f"http://127.0.0.1:{ops_port}/readyz")
+                wait_until_ready(f"http://127.0.0.1:{ops_port}/readyz", "accounting")
                 yield Address(f"127.0.0.1:{port}", tokens, process.pid)
             finally:
                 process.terminate()
 
 
-def _wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str, service: str) -> None:
+    """Returns when the service is ready. Raises TimeoutError when it is not within a minute."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -86,7 +87,7 @@ def _wait_until_ready(url: str) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    raise TimeoutError("accounting was not ready within 60 s")
+    raise TimeoutError(f"{service} was not ready within 60 s")
 
 
 def principal(number: int) -> principal_pb2.Principal:

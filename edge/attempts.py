@@ -263,7 +263,9 @@ class Generation:
 
     def _refused(self, refused: Refused) -> None:
         """Gets ready for another try where that helps. Raises the refusal where it does not."""
-        replica_is_busy = refused.error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.OVERLOADED)
+        # One that has waited as long as it may at one replica is not made to wait at another one.
+        waited = refused.error.metadata.get("bound") == "time"
+        replica_is_busy = refused.error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.OVERLOADED) and not waited
         self._give_up_replica(exclude=replica_is_busy)
         if refused.prompt_tokens is not None and self._revision < _MOST_REVISIONS:
             self._input_tokens = refused.prompt_tokens

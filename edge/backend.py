@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from edge.attribution import Attribution
 from edge.clients import HealthProbe, InferenceClient, QuotaClient, RpcClient, UsageClient
 from edge.config import EdgeConfig
 from edge.gateway import Gateway
 from edge.leases import BrokenRequests, Leases
 from edge.metrics import EdgeMetrics
 from edge.ports import GatewayPolicy
+from edge.replica_rpcs import ReplicaRpcs
 from edge.replicas import ReplicaPool
 from edge.session import ReplicaSession
 from edge.streams import StreamLimits
 from edge.tokenization import Tokenization
+from naru.balancing import Target, target_of
 from naru.client import ServiceClient
 from naru.clock import SystemClock
-from naru.config import ConfigError
+from naru.config import END, ConfigError
 from naru.credentials import CachedAuthenticator
 from naru.identity import ServiceName, ServiceTokens
 from naru.ids import uuid7
 from naru.lifecycle import Background
+from naru.revoked_requests import RevokedRequests
 from naru.tracing import Tracing
 
 
@@ -31,20 +36,28 @@ class Backend:
     """What the routes need of it."""
 
     gateway: Gateway
+    attribution: Attribution
     tokenization: Tokenization
     usage: UsageClient
     rpcs: RpcClient
+    replica_rpcs: Mapping[str, ReplicaRpcs]
     health: HealthProbe
     sessions: tuple[ReplicaSession, ...]
 
     async def dependencies(self) -> dict[str, str]:
-        """How each service is; a replica is ok once it is connected too."""
+        """How each service is; a replica is ok once it is connected too, and its upstream is not away."""
         states = await self.health.states()
-        connected = {f"inference {session.address}": session.connected for session in self.sessions}
+        sessions = {f"inference {session.address}": session for session in self.sessions}
         return {
-            name: "not connected" if state == "ok" and not connected.get(name, True) else state
+            name: _state_of(sessions[name]) if state == "ok" and name in sessions else state
             for name, state in states.items()
         }
+
+
+def _state_of(session: ReplicaSession) -> str:
+    if not session.connected:
+        return "not connected"
+    return "upstream away" if session.away else "ok"
 
 
 def connect(
@@ -57,17 +70,17 @@ def connect(
     """
     clock, token = SystemClock(), _service_token(config)
 
-    def client(address: str, name: str) -> ServiceClient:
+    def client(address: str | Target, name: str) -> ServiceClient:
         opened = ServiceClient(address, name=name, service_token=token, tracing=tracing)
         stack.push_async_callback(opened.close)
         return opened
 
-    authsvc = client(config.authsvc_address, "authsvc")
+    authsvc = client(target_of(config.authsvc_address), "authsvc")
     accounting = client(config.accounting_address, "accounting")
     inference = {address: client(address, "inference") for address in config.inference_addresses}
-    authenticator = CachedAuthenticator(authsvc, clock, stale_max=config.auth_stale_max)
+    authenticator = CachedAuthenticator(authsvc, clock, background, stale_max=config.auth_stale_max)
     usage, quota = _accounting(accounting, background, metrics)
-    for shipper in (usage.evidence, usage.requests, quota.releases, quota.outcomes):
+    for shipper in (usage.evidence, usage.requests, quota.releases, quota.outcomes, authenticator.uses):
         stack.push_async_callback(shipper.flush)
     stack.push_async_callback(background.close)
     leases = Leases(quota, interval=config.lease_seconds / 3)
@@ -75,7 +88,11 @@ def connect(
     sessions = tuple(
         _session(config, InferenceClient(address, opened), watcher, background) for address, opened in inference.items()
     )
+    revocations = RevokedRequests(authenticator) if config.revoked_requests == END else None
+    if revocations is not None:
+        _ = background.start("revoked requests", revocations.run())
     _ = background.start("invalidations", authenticator.watch())
+    _ = background.start("key uses", authenticator.uses.run())
     _ = background.start("leases", leases.run())
     _ = background.start("evidence", usage.evidence.run())
     _ = background.start("request records", usage.requests.run())
@@ -98,11 +115,24 @@ def connect(
         policy=policy,
         clock=clock,
         new_event_id=uuid7,
+        revocations=revocations,
     )
     tokenization = Tokenization(gateway=gateway, quota=quota, tokenizers=replicas, policy=policy, new_event_id=uuid7)
     dependencies = {"authsvc": authsvc, "accounting": accounting}
     dependencies |= {f"inference {address}": opened for address, opened in inference.items()}
-    return Backend(gateway, tokenization, usage, RpcClient(accounting), HealthProbe(dependencies, clock), sessions)
+    return Backend(
+        gateway=gateway,
+        attribution=Attribution(authsvc, config.trusted_front_end_keys),
+        tokenization=tokenization,
+        usage=usage,
+        rpcs=RpcClient({"auth": authsvc, "accounting": accounting}),
+        replica_rpcs={
+            address: ReplicaRpcs(address, RpcClient({"inference": opened}), policy.model_aliases, replicas.known_models)
+            for address, opened in inference.items()
+        },
+        health=HealthProbe(dependencies, clock),
+        sessions=sessions,
+    )
 
 
 def _accounting(client: ServiceClient, background: Background, metrics: EdgeMetrics) -> tuple[UsageClient, QuotaClient]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.accounts import EventRef, HeldReservation, KeptOutcome, RequestRecord, Reservation, ReserveResult
-from edge.coalescing import Coalescer, Shipper
 from edge.convert import (
     broken_to_usage_event,
     event_ref_to_proto,
@@ -24,6 +24,7 @@ from edge.convert import (
 )
 from edge.generation import BrokenGeneration, ServedModel, Tokens
 from edge.rpcs import Rpc
+from edge.shipping import Shipper
 from naru.api.accounting.v1 import (
     quota_service_pb2,
     quota_service_pb2_grpc,
@@ -40,10 +41,14 @@ from naru.api.inference.v1 import (
 )
 from naru.client import ServiceClient
 from naru.clock import Clock
+from naru.coalescing import Coalescer
+from naru.conversation import Conversation
+from naru.convert import error_from_proto
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal
 from naru.lifecycle import Background
 from naru.logs import get_logger
+from naru.tracing import current_traceparent
 
 _RESERVE_PATIENCE = 2.0
 _TIMEOUT = 5.0
@@ -51,6 +56,7 @@ _HEALTH_TIMEOUT = 1.0
 _QUESTION_TIMEOUT = 30.0
 _TOKENIZE_TIMEOUT = 30.0
 _EXPORT_TIMEOUT = 3_600.0
+_ReserveSession = Conversation[quota_service_pb2.ReserveSessionRequest, quota_service_pb2.ReserveSessionResponse]
 _log = get_logger(__name__)
 
 
@@ -110,9 +116,9 @@ class QuotaClient:
         self._client = client
         self._clock = clock
         self._stub = quota_service_pb2_grpc.QuotaServiceStub(client.channel)
-        self._reservations: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserve, background, most=256)
+        self._reservations: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserving(), background, most=256)
         # Each may be answered with a whole outcome, and a message has an end.
-        self._keyed: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserve, background, most=8)
+        self._keyed: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserving(), background, most=8)
         # A release older than its lease is of no use.
         self.releases: Shipper[EventRef] = Shipper(
             "releases",
@@ -137,7 +143,10 @@ class QuotaClient:
         )
 
     async def reserve(self, reservation: Reservation) -> ReserveResult:
-        """Asks for capacity; tries for 2 seconds. Raises NaruError SERVICE_UNAVAILABLE when accounting is away."""
+        """Asks for capacity; tries for 2 seconds once the call before has ended.
+
+        Raises NaruError SERVICE_UNAVAILABLE when accounting is away.
+        """
         coalescer = self._reservations if reservation.idempotency is None else self._keyed
         return await coalescer.ask(reservation)
 
@@ -165,15 +174,24 @@ class QuotaClient:
             request = quota_service_pb2.RestoreRequest(items=map(held_to_proto, held[start : start + 256]))
             await self._client.call(self._stub.Restore, request, timeout=_TIMEOUT)
 
-    async def _reserve(self, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:
-        request = quota_service_pb2.ReserveRequest(items=[reservation_to_proto(item) for item in reservations])
+    def _reserving(self) -> Callable[[Sequence[Reservation]], Awaitable[Sequence[ReserveResult]]]:
+        # Each coalescer makes one call at a time, and so asks by a session of its own.
+        return partial(self._reserve, Conversation(self._client, self._stub.ReserveSession))
+
+    async def _reserve(self, session: _ReserveSession, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:
+        request = quota_service_pb2.ReserveSessionRequest(
+            reserve=quota_service_pb2.ReserveRequest(items=[reservation_to_proto(item) for item in reservations]),
+            traceparent=current_traceparent(),
+        )
         deadline = self._clock.monotonic() + _RESERVE_PATIENCE
         pause = 0.05
         while True:
             left = deadline - self._clock.monotonic()
             try:
-                response = await self._client.call(self._stub.Reserve, request, timeout=max(left, 0.1))
-                return [reserve_result_from_proto(result) for result in response.results]
+                response = await session.ask(request, timeout=max(left, 0.1))
+                if response.HasField("error"):
+                    raise error_from_proto(response.error)
+                return [reserve_result_from_proto(result) for result in response.reserved.results]
             except NaruError as error:
                 if error.reason not in (Reason.SERVICE_UNAVAILABLE, Reason.DEADLINE_EXCEEDED):
                     raise
@@ -239,26 +257,32 @@ class UsageClient:
 
 
 class RpcClient:
-    """Implements `edge.routes.platform.Rpcs` and `edge.routes.export.Streams` with accounting."""
+    """Implements `edge.routes.platform.Rpcs` and `edge.routes.export.Streams`.
 
-    def __init__(self, client: ServiceClient) -> None:
-        self._client = client
+    Args:
+        clients: The services that answer, by the domain of their RPCs.
+    """
+
+    def __init__(self, clients: Mapping[str, ServiceClient]) -> None:
+        self._clients = clients
 
     async def call(self, rpc: Rpc, request: Message, *, on_behalf_of: Principal | None) -> Message:
         """The answer to a unary call, made as the edge when `on_behalf_of` is None. Raises NaruError."""
-        method = self._client.channel.unary_unary(
+        client = self._clients[rpc.domain]
+        method = client.channel.unary_unary(
             rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
         )
-        return await self._client.call(method, request, timeout=_QUESTION_TIMEOUT, on_behalf_of=on_behalf_of)
+        return await client.call(method, request, timeout=_QUESTION_TIMEOUT, on_behalf_of=on_behalf_of)
 
     def stream(
         self, rpc: Rpc, request: Message, *, on_behalf_of: Principal
     ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
         """The answers to a call for a stream, which has an hour; iterating raises NaruError when it fails."""
-        method = self._client.channel.unary_stream(
+        client = self._clients[rpc.domain]
+        method = client.channel.unary_stream(
             rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
         )
-        return self._client.stream(method, request, timeout=_EXPORT_TIMEOUT, on_behalf_of=on_behalf_of)
+        return client.stream(method, request, timeout=_EXPORT_TIMEOUT, on_behalf_of=on_behalf_of)
 
 
 class HealthProbe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from naru.config import ServiceConfig, setting
 
@@ -44,6 +45,16 @@ class EdgeConfig(ServiceConfig):
     trusted_proxies: tuple[str, ...] = setting(
         (), "Networks in CIDR notation whose X-Forwarded-For is believed, separated by commas."
     )
+    trusted_front_end_keys: tuple[str, ...] = setting(
+        (),
+        "Public ids of API keys whose requests are made for the user that a signed X-OpenWebUI-User-Jwt header names, separated"
+        " by commas.",
+    )
+    cookie_origins: tuple[str, ...] = setting(
+        (),
+        "Origins whose pages may send Open WebUI's token cookie as their credential, such as https://chat.example.com; empty: the"
+        " cookie is not read.",
+    )
     metrics_public: bool = setting(True, "Whether the main port answers /metrics too.")
 
     def __post_init__(self) -> None:
@@ -53,6 +64,10 @@ class EdgeConfig(ServiceConfig):
                 ipaddress.ip_network(network, strict=False)
             except ValueError as error:
                 raise ValueError(f"NARU_EDGE_TRUSTED_PROXIES: {error}") from error
+        for origin in self.cookie_origins:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or f"{parts.scheme}://{parts.netloc}" != origin or "*" in origin:
+                raise ValueError(f"NARU_EDGE_COOKIE_ORIGINS: {origin!r} is no origin such as https://chat.example.com")
         if not 0 < self.max_body_bytes <= _MOST_BODY_BYTES:
             raise ValueError(f"NARU_EDGE_MAX_BODY_BYTES must be from 1 to {_MOST_BODY_BYTES}")
         if not 0 < self.request_timeout <= 3595:

@@ -54,6 +54,9 @@ _ENDPOINTS = {
     Endpoint.COMPLETIONS: generation_pb2.ENDPOINT_COMPLETIONS,
     Endpoint.MESSAGES: generation_pb2.ENDPOINT_MESSAGES,
     Endpoint.RESPONSES: generation_pb2.ENDPOINT_RESPONSES,
+    Endpoint.EMBEDDINGS: generation_pb2.ENDPOINT_EMBEDDINGS,
+    Endpoint.RERANK: generation_pb2.ENDPOINT_RERANK,
+    Endpoint.SCORE: generation_pb2.ENDPOINT_SCORE,
 }
 _OUTCOMES = {
     generation_pb2.FINISH_OUTCOME_COMPLETED: FinishOutcome.COMPLETED,
@@ -154,6 +157,8 @@ def _delta(delta: generation_pb2.Delta) -> Delta:
         reasoning=delta.reasoning,
         tool_calls=tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in delta.tool_calls),
         prompt=_prompt(delta.prompt) if delta.HasField("prompt") else None,
+        embedding=delta.embedding,
+        score=delta.score if delta.HasField("score") else None,
     )
 
 
@@ -179,6 +184,8 @@ def model_from_proto(message: model_service_pb2.Model) -> ServedModel:
         owned_by=message.owned_by,
         create_time=timestamp_from_proto(message.create_time),
         context_tokens=message.context_tokens,
+        root=message.name.removeprefix(f"{message.parent}:") if message.parent else "",
+        parent=message.parent,
     )
 
 

@@ -20,6 +20,7 @@ class Exchange:
         endpoint: The canonical path, such as "/v1/chat/completions", whichever alias was called.
         api: Whether it belongs in the request log.
         dialect: The API whose client asks.
+        credential: What the principal is known by; a secret.
         started: Monotonic seconds.
         start_time: Seconds since the Unix epoch.
         auth_seconds: Time it took to know who asks.
@@ -34,6 +35,7 @@ class Exchange:
     start_time: float
     client_address: str = ""
     dialect: Dialect = OPENAI
+    credential: str = field(default="", repr=False)
     principal: Principal | None = None
     requested_model: str = ""
     stream: bool = False

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from edge.attempts import Generation
 from edge.generation import ServedModel
 from edge.leases import Leases
-from edge.ports import Authenticator, Call, GatewayPolicy, Progress, Quota, Replicas
+from edge.ports import Authenticator, Call, GatewayPolicy, Progress, Quota, Replicas, Revocations
 from edge.replicas import model_not_found
-from naru import api_key
+from naru import access_token, api_key
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
+from naru.ids import is_uuid
 
 
 class Gateway:
@@ -24,6 +25,7 @@ class Gateway:
 
     Args:
         new_event_id: Makes the UUIDv7 of a request.
+        revocations: Ends requests whose credential stops working; None: they go on.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Gateway:
         policy: GatewayPolicy,
         clock: Clock,
         new_event_id: Callable[[], str],
+        revocations: Revocations | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._quota = quota
@@ -44,10 +47,11 @@ class Gateway:
         self._policy = policy
         self._clock = clock
         self._new_event_id = new_event_id
+        self._revocations = revocations
         self._running: set[Generation] = set()
 
-    async def authenticate(self, credential: str, client_address: str) -> Principal:
-        """Whose credential it is.
+    async def authenticate(self, credential: str, client_address: str, project: str = "") -> Principal:
+        """Whose credential it is; a user's token acts in the workspace `project` where the user belongs to it.
 
         Raises NaruError CREDENTIALS_MISSING, INVALID_API_KEY (malformed ones without asking anybody), PERMISSION_DENIED
         or SERVICE_UNAVAILABLE.
@@ -58,11 +62,13 @@ class Gateway:
                 "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer"
                 " auth (i.e. Authorization: Bearer YOUR_KEY).",
             )
-        principal = self._authenticator.known(credential, client_address)
+        # OpenAI's client sends the header with whatever key; an API key's workspace is its own.
+        workspace_id = project if is_uuid(project) and not credential.startswith(api_key.PREFIX) else ""
+        principal = self._authenticator.known(credential, client_address, workspace_id)
         if principal is not None:
             return principal
-        api_key.parse(credential)
-        return await self._authenticator.authenticate(credential, client_address)
+        access_token.check_credential(credential)
+        return await self._authenticator.authenticate(credential, client_address, workspace_id)
 
     def models(self, principal: Principal) -> tuple[ServedModel, ...]:
         """The models `principal` may use, aliases included. Raises NaruError SERVICE_UNAVAILABLE."""
@@ -118,8 +124,9 @@ class Gateway:
             async with scope:
                 generation.interrupt_with(interrupt)
                 try:
-                    await generation.open()
-                    yield generation
+                    with self._watched(call, generation):
+                        await generation.open()
+                        yield generation
                 finally:
                     generation.close()
         except TimeoutError as error:
@@ -136,6 +143,11 @@ class Gateway:
         for generation in tuple(self._running):
             generation.interrupt(error)
 
+    def _watched(self, call: Call, generation: Generation) -> AbstractContextManager[None]:
+        if self._revocations is None:
+            return nullcontext()
+        return self._revocations.watched(call.credential, call.principal, generation.interrupt)
+
     def _may_use(self, principal: Principal, name: str) -> bool:
         globs = principal.scopes.models
         names = (name, self._policy.model_aliases.get(name, name))
@@ -144,8 +156,7 @@ class Gateway:
 
 def check_endpoint(principal: Principal, endpoint: str) -> None:
     """Raises NaruError PERMISSION_DENIED unless the credential may be used for `endpoint`."""
-    allowed = principal.scopes.endpoints
-    if allowed and endpoint not in allowed:
+    if not principal.scopes.allows_endpoint(endpoint):
         raise NaruError(
             Reason.PERMISSION_DENIED,
             f"This API key may not be used for {endpoint}.",

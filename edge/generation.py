@@ -19,12 +19,15 @@ from naru.usage import Usage
 
 
 class Endpoint(StrEnum):
-    """The HTTP requests that generate, by their path."""
+    """The HTTP requests that a model answers, by their path."""
 
     CHAT_COMPLETIONS = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     MESSAGES = "/v1/messages"
     RESPONSES = "/v1/responses"
+    EMBEDDINGS = "/v1/embeddings"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class Refused(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True, gc=False):
     """What one choice gained; `completion_tokens` counts all of the choice's tokens so far.
 
-    Within a delta `reasoning` comes first, then `text`, then `tool_calls`. `prompt` comes once, with the first delta.
+    Within a delta `reasoning` comes first, then `text`, then `tool_calls`. `prompt` comes once, with the first delta. Of
+    embeddings, a choice is an input and has a vector, in little-endian 32-bit floats; of scores, it is a pair and has one.
     """
 
     choice_index: int
@@ -120,6 +124,8 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     prompt: PromptOutput | None = None
+    embedding: bytes = b""
+    score: float | None = None
 
 
 class FinishOutcome(StrEnum):
@@ -197,7 +203,8 @@ class GenerationStream(Protocol):
 class ServedModel:
     """A model that can be asked for by name. `create_time` in seconds since the Unix epoch.
 
-    `root` is the model that another name stands for; empty for the model's own name.
+    `root` is the model that another name stands for, or an adapter's own name; empty for the model's own name. `parent` is the
+    model that it is an adapter of; empty when it is none.
     """
 
     name: str
@@ -205,6 +212,7 @@ class ServedModel:
     create_time: float
     context_tokens: int
     root: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

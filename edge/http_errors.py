@@ -55,6 +55,7 @@ FACES: dict[Reason, Face] = {
     Reason.IDEMPOTENCY_CONFLICT: Face(409, _INVALID, "idempotency_key_reused"),
     Reason.IDEMPOTENCY_IN_FLIGHT: Face(409, _INVALID, "idempotency_key_in_use"),
     Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT: Face(409, _INVALID, "idempotency_outcome_not_kept"),
+    Reason.INVALID_CREDENTIALS: Face(401, _INVALID, "invalid_credentials"),
 }
 # The SDK retries these statuses by itself; without a time to wait a retry fails again, or bills again what a deadline cut.
 _HOPELESS_WITHOUT_DELAY = frozenset(

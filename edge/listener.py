@@ -25,8 +25,15 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answers what is no HTTP request at all: the application never sees those."""
+        """Answers what is no HTTP request at all: the application never sees those.
+
+        Raises ConnectionError, which ends the connection without a word, when the client went away during its answer.
+        """
         if request.writer.output_size > 0:
+            if isinstance(exc, ConnectionError) and exc.__cause__ is None:
+                # The client hung up, which the request's own line in the log says. An answer that was broken off on this
+                # side has a cause, and stays an error.
+                raise exc
             return super().handle_error(request, status, exc, message)
         if isinstance(exc, LineTooLong):
             error = plain_error(431, "The request line or a header is too long.", "headers_too_large")

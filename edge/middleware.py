@@ -37,8 +37,12 @@ _EXPOSED_HEADERS = (
     "X-Request-Id, Request-Id, Retry-After, Retry-After-Ms, OpenAI-Processing-Ms, Server-Timing, X-RateLimit-Limit-Requests,"
     " X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, X-RateLimit-Limit-Tokens, X-RateLimit-Remaining-Tokens,"
     " X-RateLimit-Reset-Tokens, X-RateLimit-Limit-Minute, X-RateLimit-Remaining-Minute, X-RateLimit-Limit-Hour,"
-    " X-RateLimit-Remaining-Hour, X-Should-Retry, X-Naru-Cost, X-Naru-Replayed,"
-    " X-Naru-Original-Request-Id"
+    " X-RateLimit-Remaining-Hour, X-Should-Retry, X-Naru-Cost, X-Naru-Replayed, X-Naru-Original-Request-Id, "
+    + ", ".join(
+        f"Anthropic-RateLimit-{kind}-{what}"
+        for kind in ("Requests", "Tokens", "Input-Tokens", "Output-Tokens")
+        for what in ("Limit", "Remaining", "Reset")
+    )
 )
 _log = get_logger(__name__)
 
@@ -57,6 +61,7 @@ class WebPolicy:
     Attributes:
         trusted_hosts: Host names that are answered; "*.example.com" for all below, "*" for all.
         cors_origins: Origins whose pages may call from a browser; "*" for all.
+        cookie_origins: Origins whose pages may also send cookies.
         endpoints: Canonical endpoint by route.
         quiet: Routes that are no API: kept out of the request log, logged at debug level.
         dialect: Which API's client makes a request.
@@ -64,6 +69,7 @@ class WebPolicy:
 
     trusted_hosts: tuple[str, ...]
     cors_origins: tuple[str, ...]
+    cookie_origins: tuple[str, ...]
     proxies: TrustedProxies
     endpoints: dict[str, str]
     quiet: frozenset[str]
@@ -93,7 +99,11 @@ class Middleware:
         """Answers every request, whatever happens, and tells everybody who counts requests."""
         exchange = self._exchange(request)
         request[EXCHANGE] = exchange
-        entered = context.enter(context.RequestContext(exchange.request_id, Caller(), exchange.endpoint))
+        entered = context.enter(
+            context.RequestContext(
+                exchange.request_id, Caller(), exchange.endpoint, client_address=exchange.client_address
+            )
+        )
         self._metrics.in_flight.inc()
         try:
             if not self._tracing.enabled:
@@ -123,11 +133,13 @@ class Middleware:
         headers.update(SECURITY_HEADERS)
         headers.setdefault("Cache-Control", "no-store")
         origin = request.headers.get("Origin")
-        if origin is not None and self._policy.cors_origins:
+        if origin is not None and (self._policy.cors_origins or self._policy.cookie_origins):
             headers["Vary"] = "Origin"
             if self._allows(origin):
                 headers["Access-Control-Allow-Origin"] = origin
                 headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
+            if origin in self._policy.cookie_origins:
+                headers["Access-Control-Allow-Credentials"] = "true"
         if exchange is None:
             return
         elapsed = self._clock.monotonic() - exchange.started
@@ -207,7 +219,8 @@ class Middleware:
         )
 
     def _allows(self, origin: str) -> bool:
-        return bool(origin) and ("*" in self._policy.cors_origins or origin in self._policy.cors_origins)
+        allowed = (*self._policy.cors_origins, *self._policy.cookie_origins)
+        return bool(origin) and ("*" in allowed or origin in allowed)
 
     def _tell(self, exchange: Exchange) -> None:
         duration = self._clock.monotonic() - exchange.started

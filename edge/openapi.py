@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge.openapi_anthropic import anthropic_paths, anthropic_schemas
+from edge.openapi_fields import chat_fields, common_fields, completion_fields
 from edge.openapi_parts import (
     Schema,
     answer_operation,
@@ -16,6 +17,7 @@ from edge.openapi_parts import (
     reference,
 )
 from edge.openapi_platform import export_paths, platform_paths, platform_schemas
+from edge.openapi_pooling import pooling_paths, pooling_schemas
 from edge.openapi_responses import response_paths, response_schemas
 from edge.openapi_tokens import token_paths, token_schemas
 from edge.routes.export import EXPORTS
@@ -33,10 +35,12 @@ def document(aliases: dict[str, str], rows: Sequence[Row]) -> Schema:
             "get": answer_operation("Show one model.", "Model", (401, 403, 404, 503))
             | {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
         },
+        **pooling_paths(),
         **token_paths(),
         **anthropic_paths(),
         **response_paths(),
-        "/health": {"get": open_operation("The state of every service behind the edge; 503 unless all are ok.", 503)},
+        "/.well-known/jwks.json": {"get": _signing_keys()},
+        "/health": {"get": open_operation("The state of every service behind the edge; 503 when one is away.", 503)},
         "/healthz": {"get": open_operation("Whether the process answers.")},
         "/readyz": {"get": open_operation("Whether the edge takes requests; 503 while it stops.", 503)},
         "/metrics": {"get": open_operation("Metrics in Prometheus's text format.", media="text/plain")},
@@ -46,10 +50,12 @@ def document(aliases: dict[str, str], rows: Sequence[Row]) -> Schema:
     for path, methods in (platform_paths(rows) | export_paths(EXPORTS)).items():
         paths[path] = methods
         for operation in methods.values():
-            operation["responses"] |= error_responses((400, 401, 403, 404, 409, 413, 500, 503))
+            operation["responses"] |= error_responses((400, 401, 403, 404, 409, 413, 429, 500, 503))
     for alias, canonical in aliases.items():
-        (method, operation) = next(iter(paths[canonical].items()))
-        paths[alias] = {method: operation | {"description": f"The same as {canonical}. {operation['description']}"}}
+        paths[alias] = {
+            method: operation | {"description": f"The same as {canonical}. {operation['description']}"}
+            for method, operation in paths[canonical].items()
+        }
     for path, methods in paths.items():
         for method, operation in methods.items():
             operation["operationId"] = method + path.replace("/", "_").replace("{", "").replace("}", "").replace(
@@ -70,7 +76,14 @@ def document(aliases: dict[str, str], rows: Sequence[Row]) -> Schema:
             "securitySchemes": {
                 "apiKey": {"type": "http", "scheme": "bearer", "description": "A Naru API key: sk-naru-..."}
             },
-            "schemas": _schemas() | token_schemas() | anthropic_schemas() | response_schemas() | platform_schemas(rows),
+            "schemas": {
+                **_schemas(),
+                **pooling_schemas(),
+                **token_schemas(),
+                **anthropic_schemas(),
+                **response_schemas(),
+                **platform_schemas(rows),
+            },
         },
     }
 
@@ -86,34 +99,16 @@ _COMPLETION_EXAMPLE = {"model": "smollm2-135m-instruct", "prompt": "Once upon a 
 def _generating(what: str, request: str, answer: str, example: Schema) -> Schema:
     description = (
         f"Generate {what}. With `stream`, the answer is server-sent events: chunks, then `[DONE]`; an event with `error`"
-        " if it breaks. Parameters that are not listed here go on to the engine."
+        " if it breaks. What else `vllm serve` takes is in docs/compatibility.md."
     )
     return generating_operation(description, request, answer, example)
 
 
-def _sampling() -> dict[str, Schema]:
-    return {
-        "model": field("string", "The model, as /v1/models lists it."),
-        "stream": field("boolean", "Whether to answer as it is generated.", default=False),
-        "usage": object_schema(
-            {"include": field("boolean", "Tell the usage with its cost, also at the end of a stream.")}
-        ),
-        "stream_options": object_schema(
-            {
-                "include_usage": field("boolean", "End with a chunk that tells the usage."),
-                "continuous_usage_stats": field("boolean", "Tell the usage so far in every chunk."),
-            }
-        )
-        | {"description": "Only with `stream`."},
-        "n": field("integer", "How many choices.", minimum=1, maximum=128, default=1),
-        "temperature": field("number", "0 takes the likeliest token.", minimum=0, maximum=2),
-        "top_p": field("number", "Chooses from the likeliest tokens with this probability together.", maximum=1),
-        "max_tokens": field("integer", "Most tokens to generate per choice.", minimum=1),
-        "stop": {"description": "Up to four texts that end a choice.", "type": ["string", "array", "null"]},
-        "seed": field("integer", "For reproducible sampling."),
-        "presence_penalty": field("number", "Above 0 favours what was not said yet.", minimum=-2, maximum=2),
-        "frequency_penalty": field("number", "Above 0 disfavours what was said often.", minimum=-2, maximum=2),
-    }
+def _signing_keys() -> Schema:
+    description = "The public keys that users' access tokens are signed with."
+    operation = open_operation(description, media="application/jwk-set+json")
+    operation["responses"] |= error_responses((503,))
+    return operation
 
 
 def _answer(kind: str, choice: dict[str, Schema]) -> Schema:
@@ -138,32 +133,14 @@ def _answer(kind: str, choice: dict[str, Schema]) -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     tokens = {"type": "integer"}
-    message = object_schema(
-        {
-            "role": field("string", "system, developer, user, assistant or tool."),
-            "content": {"type": ["string", "array", "null"], "description": "Text, or parts."},
-        },
-        ("role",),
-        extra=True,
-    )
-    chat = _sampling() | {
-        "messages": {"type": "array", "items": message, "description": "The conversation, oldest first."},
-        "max_completion_tokens": field("integer", "Most tokens to generate per choice.", minimum=1),
-        "logprobs": field("boolean", "Whether to tell log-probabilities."),
-        "top_logprobs": field("integer", "How many of the likeliest tokens to tell."),
-    }
-    completion = _sampling() | {
-        "prompt": {"type": ["string", "array"], "description": "A text, token ids, or several of either."},
-        "logprobs": field("integer", "How many of the likeliest tokens to tell."),
-    }
     model = object_schema(
         {
             "id": field("string", "Its name in requests."),
             "object": {"const": "model"},
             "created": field("integer", "When it was loaded, in seconds since the Unix epoch."),
             "owned_by": field("string", "naru, or simulated."),
-            "root": field("string", "The model that another name stands for; else its own name."),
-            "parent": {"type": "null"},
+            "root": field("string", "The model that another name stands for, an adapter's own name, or its name."),
+            "parent": {"type": ["string", "null"], "description": "The model that it is an adapter of."},
             "max_model_len": field("integer", "Most tokens of prompt and answer together."),
             "permission": {"type": "array", "items": {"type": "object"}, "description": "As vLLM's server lists it."},
         }
@@ -181,8 +158,8 @@ def _schemas() -> dict[str, Schema]:
     }
     reply = {"message": object_schema({"role": {"const": "assistant"}, "content": {"type": "string"}}, extra=True)}
     return {
-        "ChatCompletionRequest": object_schema(chat, ("model", "messages"), extra=True),
-        "CompletionRequest": object_schema(completion, ("model", "prompt"), extra=True),
+        "ChatCompletionRequest": object_schema(chat_fields() | common_fields(), ("model", "messages"), extra=True),
+        "CompletionRequest": object_schema(completion_fields() | common_fields(), ("model", "prompt"), extra=True),
         "ChatCompletion": _answer("chat.completion", reply),
         "Completion": _answer("text_completion", {"text": {"type": "string"}}),
         "Usage": object_schema(usage),

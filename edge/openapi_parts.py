@@ -71,15 +71,17 @@ def generating_operation(
     *,
     errors: tuple[int, ...] = GENERATING_ERRORS,
     error: str = "Error",
+    streams: bool = True,
 ) -> Schema:
-    """An operation that generates, as a stream or whole."""
+    """An operation that the engine works for; with `streams` it answers as a stream or whole."""
     operation = asking_operation(description, request, answer, errors, example, error=error)
     operation["responses"]["409"]["description"] = (
         "The `Idempotency-Key` has a request already: another one (`idempotency_key_reused`), one in flight"
         " (`idempotency_key_in_use`; `retry-after` says when to try again), or one whose answer is not kept"
         " (`idempotency_outcome_not_kept`)."
     )
-    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    if streams:
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     operation["responses"]["200"]["headers"] |= {
         "x-naru-replayed": header("`true` when this was answered before, to the same `Idempotency-Key`."),
         "x-naru-original-request-id": header("The id of the request that it was answered to then."),
@@ -89,7 +91,7 @@ def generating_operation(
 
 def open_operation(description: str, *errors: int, media: str = "application/json") -> Schema:
     """An operation for everybody."""
-    content = {media: {"schema": {"type": "object" if media == "application/json" else "string"}}}
+    content = {media: {"schema": {"type": "string" if media.startswith("text/") else "object"}}}
     responses = {str(status): {"description": ERRORS[status], "content": content} for status in errors}
     return {
         "summary": description,

@@ -8,12 +8,10 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from edge.routes.export import CONTENT_TYPES, ExportRow
-from edge.routes.export import QUERY as EXPORT_QUERY
-from edge.routes.export import RPC as EXPORT_RPC
-from edge.routes.platform import Row
+from edge.routes.platform import WHOLE, Row
 from edge.rpcs import Rpc
-from edge.transcoding import DURATION, INTEGERS, TIMESTAMP, enum_names
-from naru.usage_export import ExportFormat
+from edge.transcoding import DURATION, INTEGERS, TIMESTAMP, enum_names, is_map
+from naru.export import ExportFormat
 
 Schema = dict[str, Any]
 _IDEMPOTENCY_KEY: Schema = {
@@ -41,13 +39,13 @@ def platform_paths(rows: Iterable[Row]) -> dict[str, Schema]:
 
 def export_paths(exports: Iterable[ExportRow]) -> dict[str, Schema]:
     """Operations of the routes that export, as `platform_paths`."""
-    fields = Rpc(EXPORT_RPC).input.fields_by_name
     paths: dict[str, Schema] = {}
     for row in exports:
+        fields = Rpc(row.kind.rpc).input.fields_by_name
         written = {"type": "string", "enum": list(ExportFormat), "default": ExportFormat.CSV}
         parameters = [{"name": "format", "in": "query", "schema": written}]
         parameters += [
-            {"name": name, "in": "query", "schema": _of_field(fields[field])} for name, field in EXPORT_QUERY.items()
+            {"name": name, "in": "query", "schema": _of_field(fields[field])} for name, field in row.kind.query.items()
         ]
         if row.days:
             parameters.append(_DAYS)
@@ -76,8 +74,10 @@ def platform_schemas(rows: Iterable[Row]) -> dict[str, Schema]:
 
 def _operation(row: Row, rpc: Rpc) -> Schema:
     operation: Schema = {"summary": row.summary, "description": row.summary}
+    if row.open:
+        operation["security"] = []
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in row.path_fields
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in row.path_names
     ]
     parameters += [
         {"name": name, "in": "query", "schema": _of_field(rpc.input.fields_by_name[field])}
@@ -85,21 +85,24 @@ def _operation(row: Row, rpc: Rpc) -> Schema:
     ]
     if row.days:
         parameters.append(_DAYS)
-    if row.method != "GET":
+    if "request_id" in rpc.input.fields_by_name and row.method != "GET":
         parameters.append(_IDEMPOTENCY_KEY)
     if parameters:
         operation["parameters"] = parameters
     if row.body:
         content = {"application/json": {"schema": _reference(_member(rpc.input, row.body))}}
-        operation["requestBody"] = {"required": True, "content": content}
-    answer = {"application/json": {"schema": _reference(_member(rpc.output, row.answer))}}
+        operation["requestBody"] = {"required": row.body != WHOLE, "content": content}
+    schema = _reference(_member(rpc.output, row.answer))
+    if row.every_replica:
+        schema = {"type": "object", "properties": {f"{row.answer}s": {"type": "array", "items": schema}}}
+    answer = {"application/json": {"schema": schema}}
     operation["responses"] = {"200": {"description": "OK", "content": answer}}
     return operation
 
 
 def _member(message: Descriptor, field: str) -> Descriptor:
     """The message that is a field, or the message itself."""
-    if not field:
+    if field in ("", WHOLE):
         return message
     member = message.fields_by_name[field].message_type
     assert member is not None  # noqa: S101 -- bodies and answers are messages
@@ -121,11 +124,14 @@ def _add(schemas: dict[str, Schema], message: Descriptor) -> None:
     properties = {field.name: _of_field(field) for field in message.fields}
     schemas[_name(message)] = {"type": "object", "properties": properties, "additionalProperties": False}
     for field in message.fields:
-        if field.message_type is not None:
+        if field.message_type is not None and not is_map(field):
             _add(schemas, field.message_type)
 
 
 def _of_field(field: FieldDescriptor) -> Schema:
+    if is_map(field):
+        assert field.message_type is not None  # noqa: S101 -- every map's is
+        return {"type": "object", "additionalProperties": _of_value(field.message_type.fields_by_name["value"])}
     schema = _of_value(field)
     return {"type": "array", "items": schema} if field.is_repeated else schema
 

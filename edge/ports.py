@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge.accounts import EventRef, HeldReservation, Idempotency, KeptOutcome, LimitState, Reservation, ReserveResult
 from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel, Tokens
+from naru.errors import NaruError
 from naru.identity import Principal
 from naru.pricing import UnitPrices
 from naru.usage import Usage
@@ -16,11 +18,20 @@ from naru.usage import Usage
 class Authenticator(Protocol):
     """Knows whose credential it is."""
 
-    def known(self, credential: str, client_address: str = "") -> Principal | None:
+    def known(self, credential: str, client_address: str = "", workspace_id: str = "") -> Principal | None:
         """Who it is, if that is known without asking."""
 
-    async def authenticate(self, credential: str, client_address: str = "") -> Principal:
+    async def authenticate(self, credential: str, client_address: str = "", workspace_id: str = "") -> Principal:
         """Who it is. Raises NaruError INVALID_API_KEY, PERMISSION_DENIED or SERVICE_UNAVAILABLE."""
+
+
+class Revocations(Protocol):
+    """Knows when credentials stop working."""
+
+    def watched(
+        self, credential: str, principal: Principal, end: Callable[[NaruError], None]
+    ) -> AbstractContextManager[None]:
+        """While the block runs, `end` is called, at most once, when `credential` is no longer that principal's."""
 
 
 class Quota(Protocol):
@@ -78,6 +89,7 @@ class Call:
         choices: How many choices it asks for, over all prompts.
         body: The client's JSON, untouched.
         idempotency: The key it came with; None: none.
+        credential: What the principal was known by; a secret.
     """
 
     request_id: str
@@ -92,6 +104,7 @@ class Call:
     traceparent: str
     body: bytes
     idempotency: Idempotency | None = None
+    credential: str = field(default="", repr=False)
 
 
 @dataclass(slots=True)

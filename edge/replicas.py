@@ -24,7 +24,11 @@ class Replica(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether it takes no new requests because it is about to stop."""
+        """Whether it takes no new requests, because it is about to stop or was told to."""
+
+    @property
+    def away(self) -> bool:
+        """Whether it cannot serve for now, because the upstream that would does not answer."""
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -62,13 +66,17 @@ class ReplicaPool:
         models = {name: model for replica in up for name, model in replica.models.items()}
         return tuple(models[name] for name in sorted(models))
 
+    def known_models(self) -> tuple[ServedModel, ...]:
+        """What all replicas serve, or served when they were last seen."""
+        return tuple(model for replica in self._replicas for model in replica.models.values())
+
     def check(self, model: str) -> None:
         """Raises NaruError unless `model` can be served now: MODEL_NOT_FOUND, or SERVICE_UNAVAILABLE if that may pass."""
         if self._able(model, ()):
             return
         served_before = any(model in replica.models for replica in self._replicas)
         if served_before or not any(replica.connected for replica in self._replicas):
-            raise _unavailable()
+            raise self._unavailable(model)
         raise model_not_found(model)
 
     def submit(self, request: GenerationRequest, without: Collection[str] = ()) -> GenerationStream:
@@ -95,7 +103,7 @@ class ReplicaPool:
     def _least_busy(self, model: str, without: Collection[str]) -> Replica:
         able = self._able(model, without)
         if not able:
-            raise _unavailable()
+            raise self._unavailable(model)
         return min(able, key=lambda replica: (replica.outstanding, replica.load))
 
     def has_other(self, model: str, without: Collection[str]) -> bool:
@@ -106,8 +114,19 @@ class ReplicaPool:
         return [
             replica
             for replica in self._replicas
-            if replica.connected and not replica.draining and model in replica.models and replica.address not in without
+            if _takes_requests(replica) and model in replica.models and replica.address not in without
         ]
+
+    def _unavailable(self, model: str) -> NaruError:
+        """Says that it is the upstream where it is."""
+        serving = [replica for replica in self._replicas if replica.connected and model in replica.models]
+        if serving and all(replica.away for replica in serving):
+            return unavailable("inference", "The model's upstream is not available right now.", retry_after=2.0)
+        return _unavailable()
+
+
+def _takes_requests(replica: Replica) -> bool:
+    return replica.connected and not replica.draining and not replica.away
 
 
 def model_not_found(model: str) -> NaruError:

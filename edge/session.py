@@ -53,6 +53,7 @@ class ReplicaSession:
         self.address = client.address
         self.models: dict[str, ServedModel] = {}
         self.draining = False
+        self.away = False
         self.load = 0
         self._client = client
         self._clock = clock
@@ -66,6 +67,8 @@ class ReplicaSession:
         self._streams: dict[int, ReplicaStream] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._unread: set[ReplicaStream] = set()
+        self._models_revision = 0
+        self._models_changed = asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -142,7 +145,8 @@ class ReplicaSession:
         outbox = _Outbox()
         async with self._client.session(outbox.messages()) as messages:
             self._outbox = outbox
-            self.draining = False
+            self.draining = self.away = False
+            self._models_revision = 0
             _log.info("connected to replica", replica=self.address, models=list(self.models))
             polling = asyncio.create_task(self._poll_models())
             try:
@@ -155,7 +159,10 @@ class ReplicaSession:
 
     async def _poll_models(self) -> None:
         while True:
-            await asyncio.sleep(_MODELS_INTERVAL)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_MODELS_INTERVAL):
+                    await self._models_changed.wait()
+            self._models_changed.clear()
             try:
                 self.models = await self._client.list_models()
             except NaruError as error:
@@ -177,6 +184,10 @@ class ReplicaSession:
         if message.HasField("load"):
             self.load = message.load.requests
             self.draining = message.load.draining
+            self.away = message.load.away
+            if message.load.models_revision != self._models_revision:
+                self._models_revision = message.load.models_revision
+                self._models_changed.set()
 
     def _disconnected(self) -> None:
         if self._outbox is None:

@@ -133,7 +133,7 @@ class ReplicaStream:
         """Takes what the replica said. `now`: monotonic seconds."""
         if isinstance(event, Delta):
             self._tokens[event.choice_index] = event.completion_tokens
-            self._size += len(event.text) + len(event.reasoning) + _EVENT_BYTES
+            self._size += len(event.text) + len(event.reasoning) + len(event.embedding) + _EVENT_BYTES
             if event.tool_calls:
                 self._size += sum(len(call.arguments) for call in event.tool_calls)
             if event.logprobs:

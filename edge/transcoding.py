@@ -67,6 +67,16 @@ def fill_text(message: Message, field: str, texts: Sequence[str], shown: str) ->
     json_format.ParseDict({field: value}, message)
 
 
+def field_mask(message: Message, value: Mapping[str, Any]) -> list[str]:
+    """The fields that a JSON object names, to `fill` in `message`; of a message in it, the fields that it names."""
+    paths = []
+    for name, member in value.items():
+        field = _descriptor(message).fields_by_name.get(name)
+        nested = field is not None and field.message_type is not None and not is_map(field)
+        paths += [f"{name}.{one}" for one in member] if nested and isinstance(member, dict) else [name]
+    return paths
+
+
 def to_json(message: Message) -> dict[str, Any]:
     """The message as a JSON object, with all fields but absent messages."""
     value: dict[str, Any] = json_format.MessageToDict(
@@ -87,7 +97,7 @@ def _descriptor(message: Message) -> Descriptor:
 
 
 def _read_object(descriptor: Descriptor, value: Mapping[str, Any], path: str) -> dict[str, Any]:
-    read = {}
+    read: dict[str, Any] = {}
     for name, member in value.items():
         shown = f"{path}.{name}" if path else name
         field = descriptor.fields_by_name.get(name)
@@ -95,13 +105,28 @@ def _read_object(descriptor: Descriptor, value: Mapping[str, Any], path: str) ->
             raise invalid_argument(shown, f"Unknown field: '{shown}'.")
         if member is None:
             continue
-        if not field.is_repeated:
+        if is_map(field):
+            read[name] = _read_map(field, member, shown)
+        elif not field.is_repeated:
             read[name] = _read(field, member, shown)
         elif isinstance(member, list):
             read[name] = [_read(field, one, f"{shown}[{index}]") for index, one in enumerate(member)]
         else:
             raise _wrong(shown, "an array")
     return read
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether the field is a map, which on the wire is a repeated message of key and value."""
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _read_map(field: FieldDescriptor, value: Any, shown: str) -> dict[str, Any]:
+    assert field.message_type is not None  # noqa: S101 -- every map's is
+    if not isinstance(value, dict):
+        raise _wrong(shown, "an object")
+    one = field.message_type.fields_by_name["value"]
+    return {name: _read(one, member, f"{shown}.{name}") for name, member in value.items()}
 
 
 def _read(field: FieldDescriptor, value: Any, shown: str) -> Any:
@@ -171,7 +196,7 @@ def _from_text(field: FieldDescriptor, text: str) -> Any:
 def _shown(descriptor: Descriptor, value: dict[str, Any]) -> dict[str, Any]:
     """What json_format wrote, as we show it."""
     for field in descriptor.fields:
-        if field.name in value:
+        if field.name in value and not is_map(field):
             member = value[field.name]
             value[field.name] = (
                 [_shown_value(field, one) for one in member] if field.is_repeated else _shown_value(field, member)

@@ -9,13 +9,14 @@ from enum import Enum
 from itertools import islice
 from typing import Protocol
 
-from inference.engine import EngineRequest, InputKind
+from inference.engine import POOLING_KINDS, EngineRequest, InputKind
 from inference.events import EngineReport, EventKey, GenerationOrder, UsageEvent
 from inference.metrics import InferenceMetrics
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, prompts, read_body
+from inference.pooling_body import read_pooling_body
 from naru.errors import NaruError
 from naru.logs import Logger
-from naru.prompt_estimate import estimate_prompt_tokens
+from naru.prompt_estimate import estimate_input_tokens, estimate_prompt_tokens
 
 _RENEW_RETRY = 2.0
 _RENEW_LIMIT = 4096
@@ -50,7 +51,7 @@ class Renewal(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunningRequest:
-    """A request that the engine has had since `accept_time`, in seconds since the epoch."""
+    """A request that the engine has had, or has been about to have, since `accept_time`, in seconds since the epoch."""
 
     order: GenerationOrder
     served_model: str
@@ -152,6 +153,10 @@ class Leases:
             self._ended.append(key)
             self._any_ended.set()
 
+    def forget(self, key: EventKey) -> None:
+        """A request never began; whoever reserved for it says so."""
+        _ = self._running.pop(key, None)
+
     async def tell_ended(self) -> None:
         """Tells what has ended, as soon as it has: what ends while a call is on its way is in the next. Runs for ever."""
         while True:
@@ -212,7 +217,7 @@ class Leases:
 
 def choices_of_each_prompt(request: EngineRequest) -> int:
     """How many choices are asked for each prompt. Raises NaruError when the request makes no sense."""
-    return choices_per_prompt(read_body(request))
+    return 1 if request.kind in POOLING_KINDS else choices_per_prompt(read_body(request))
 
 
 def estimate(request: EngineRequest) -> Need:
@@ -220,6 +225,9 @@ def estimate(request: EngineRequest) -> Need:
 
     Raises NaruError naming the field when the request makes no sense.
     """
+    if request.kind in POOLING_KINDS:
+        # No output at all would be understood as output of unknown length.
+        return Need(estimate_input_tokens(read_pooling_body(request).inputs), output_tokens=1)
     body = read_body(request)
     asked = asked_max_tokens(body, is_chat(request))
     caps = [] if request.output_token_cap is None else [request.output_token_cap]
@@ -241,3 +249,5 @@ def _estimated_input(request: EngineRequest) -> int:
             return sum(estimate_prompt_tokens(f"{role} {text}".encode()) for role, text in request.messages)
         case InputKind.OPENAI_CHAT | InputKind.OPENAI_COMPLETION:
             return estimate_prompt_tokens(request.openai_json)
+        case _:
+            raise ValueError(request.kind)

@@ -10,30 +10,42 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from inference.adapter_folders import AdapterFolders
+from inference.adapter_state import FILE_NAME, AdapterState
+from inference.adapters import Adapters
 from inference.admission import Leases, Reservations
+from inference.availability import announce_availability
 from inference.clients import AccountingClient
 from inference.config import InferenceConfig
+from inference.control import Control
+from inference.control_servicer import ControlServicer
 from inference.engine import Engine
 from inference.events import EngineReport
+from inference.fair_queue import FairQueue
 from inference.generations import Generations
 from inference.journal import Journal
 from inference.metrics import InferenceMetrics
+from inference.model_servicer import ModelServicer
 from inference.outbox import OutboxLimits
-from inference.servicer import InferenceServicer, ModelServicer
+from inference.servicer import InferenceServicer
 from inference.session import Sessions
 from inference.shipper import Shipper
 from inference.tokenization import Tokenization
 from inference.tools import Tools
+from inference.turns import TurnLimits, Turns
 from inference.watchdog import Watchdog
 from naru.api.inference.v1 import (
+    control_service_pb2,
+    control_service_pb2_grpc,
     inference_service_pb2,
     inference_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
 )
+from naru.balancing import target_of
 from naru.client import ServiceClient
-from naru.clock import SystemClock
-from naru.config import ConfigError
+from naru.clock import Clock, SystemClock
+from naru.config import END, ConfigError
 from naru.credentials import CachedAuthenticator
 from naru.errors import unavailable
 from naru.identity import ServiceName, ServiceTokens
@@ -43,6 +55,7 @@ from naru.lifecycle import Lifecycle, Running
 from naru.logs import get_logger
 from naru.metrics import Metrics
 from naru.ops import OpsListener
+from naru.revoked_requests import RevokedRequests
 from naru.server import GrpcServer
 from naru.tracing import Tracing
 
@@ -59,6 +72,7 @@ class _Service:
     engine: Engine
     generations: Generations
     sessions: Sessions
+    control: Control
     shipper: Shipper
     server: GrpcServer
 
@@ -130,13 +144,19 @@ def _make_engine(config: InferenceConfig) -> Engine:
             served_name=config.served_name(),
             tokens_per_second=config.simulated_tokens_per_second,
             prefill_seconds=config.simulated_prefill_seconds,
+            slots=config.simulated_slots,
             context_tokens=config.simulated_context_tokens,
             answer_tokens=config.simulated_answer_tokens,
             die_after_tokens=config.simulated_die_after_tokens,
             hang_after_tokens=config.simulated_hang_after_tokens,
             account=config.simulated_account,
+            adapters=config.simulated_adapters(),
         )
         return SimulatedEngine(behaviour, logger)
+    if config.engine == "upstream":
+        from inference.upstream_engine import UpstreamEngine
+
+        return UpstreamEngine(config.upstream(), logger)
     from inference.parser_families import choose_parsers
     from inference.vllm_engine import VllmEngine
     from inference.vllm_settings import VllmEngineConfig
@@ -160,7 +180,7 @@ async def _assemble(
     tracing = Tracing.from_environment("inference")
     stack.callback(tracing.close)
     token = tokens.of(ServiceName.INFERENCE)
-    authsvc = ServiceClient(config.authsvc_address, name="authsvc", service_token=token, tracing=tracing)
+    authsvc = ServiceClient(target_of(config.authsvc_address), name="authsvc", service_token=token, tracing=tracing)
     stack.push_async_callback(authsvc.close)
     accounting_channel = ServiceClient(
         config.accounting_address, name="accounting", service_token=token, tracing=tracing
@@ -174,14 +194,18 @@ async def _assemble(
     leases = Leases(accounting, _log, own_metrics, interval=config.lease_seconds / 3)
     replica, epoch = config.replica_id or f"{socket.gethostname()}-{config.port or os.getpid()}", uuid7()
     shipper = Shipper(journal, accounting, lambda: EngineReport(replica, epoch, engine.counters()), _log)
-    authenticator = CachedAuthenticator(authsvc, clock, stale_max=config.auth_stale_max)
+    authenticator = CachedAuthenticator(authsvc, clock, lifecycle.background, stale_max=config.auth_stale_max)
+    stack.push_async_callback(authenticator.uses.flush)
+    revocations = RevokedRequests(authenticator) if config.revoked_requests == END else None
     reservations = Reservations(accounting, _log)
+    turns = _turns(config, engine, clock, own_metrics)
     generations = Generations(
         Tools(
             engine=engine,
             journal=journal,
             leases=leases,
             reservations=reservations,
+            turns=turns,
             clock=clock,
             logger=_log,
             metrics=own_metrics,
@@ -193,6 +217,9 @@ async def _assemble(
     )
     limits = OutboxLimits(buffer_bytes=config.session_buffer_bytes, stall_seconds=config.session_stall_seconds)
     sessions = Sessions(generations, own_metrics, limits)
+    control = Control(engine, generations, name=replica, logger=_log, changed=sessions.announce)
+    adapters = await _adapters(config, engine, generations, clock, changed=sessions.announce)
+    stack.push_async_callback(adapters.close)
     server = GrpcServer(
         CallerAuthenticator(tokens, authenticator),
         metrics=metrics,
@@ -200,33 +227,80 @@ async def _assemble(
         clock=clock,
         reflection_enabled=config.reflection,
     )
-    _add_servicers(server, engine, generations, sessions, Tokenization(engine, reservations))
+
+    def load() -> inference_service_pb2.Load:
+        requests = engine.unfinished_requests() + turns.waiting
+        return inference_service_pb2.Load(
+            requests=requests,
+            draining=generations.draining,
+            models_revision=adapters.revision,
+            away=not engine.available(),
+        )
+
+    _add_servicers(
+        server,
+        InferenceServicer(sessions, load, Tokenization(engine, reservations), revocations),
+        ModelServicer(engine.models, adapters),
+        ControlServicer(control),
+    )
+    if revocations is not None:
+        _ = lifecycle.background.start("revoked requests", revocations.run())
     for name, work in (
+        ("availability", announce_availability(engine, sessions.announce)),
         ("journal", journal.keep_synced()),
         ("shipper", shipper.run()),
         ("leases", leases.keep()),
         ("ended", leases.tell_ended()),
         ("invalidations", authenticator.watch()),
+        ("key uses", authenticator.uses.run()),
     ):
         _ = lifecycle.background.start(name, work)
-    return _Service(engine, generations, sessions, shipper, server)
+    return _Service(engine, generations, sessions, control, shipper, server)
+
+
+def _turns(config: InferenceConfig, engine: Engine, clock: Clock, metrics: InferenceMetrics) -> Turns:
+    slots = engine.slots() if config.max_running is None else config.max_running
+    limits = TurnLimits(config.queue_seconds, config.weights_by_tier())
+    return Turns(FairQueue(slots, config.queue_length), limits, clock, metrics)
+
+
+async def _adapters(
+    config: InferenceConfig, engine: Engine, generations: Generations, clock: Clock, *, changed: Callable[[], None]
+) -> Adapters:
+    """With those of the configuration loaded, and those that were loaded before. Raises ConfigError."""
+    adapters = Adapters(
+        engine=engine,
+        folders=AdapterFolders(config.adapter_roots()),
+        state=AdapterState(config.journal_dir / FILE_NAME),
+        users=generations,
+        clock=clock,
+        logger=_log,
+        changed=changed,
+    )
+    try:
+        await adapters.start(config.adapters())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return adapters
 
 
 def _add_servicers(
-    server: GrpcServer, engine: Engine, generations: Generations, sessions: Sessions, tokenization: Tokenization
+    server: GrpcServer, inference: InferenceServicer, models: ModelServicer, control: ControlServicer
 ) -> None:
-    def load() -> inference_service_pb2.Load:
-        return inference_service_pb2.Load(requests=engine.unfinished_requests(), draining=generations.draining)
-
     server.add(
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server,
-        InferenceServicer(sessions, load, tokenization),
+        inference,
         inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     )
     server.add(
         model_service_pb2_grpc.add_ModelServiceServicer_to_server,
-        ModelServicer(engine.models),
+        models,
         model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    )
+    server.add(
+        control_service_pb2_grpc.add_ControlServiceServicer_to_server,
+        control,
+        control_service_pb2.DESCRIPTOR.services_by_name["ControlService"].full_name,
     )
 
 
@@ -259,6 +333,7 @@ async def _stop(service: _Service, grace: float) -> None:
     await service.server.set_serving(False)
     service.generations.refuse_new()
     service.sessions.announce()
+    await service.control.close()
     await service.generations.drain(grace)
     service.sessions.end_when_idle()
     await service.server.stop(_LAST_FRAMES_SECONDS)

@@ -1,4 +1,4 @@
-"""Between the messages of the API and inference's own types."""
+"""Between the messages about generations and inference's own types."""
 
 from __future__ import annotations
 
@@ -6,40 +6,29 @@ import hashlib
 import math
 from dataclasses import replace
 
-from inference.admission import Need, Renewal, RunningRequest
 from inference.engine import (
     ChoiceOutput,
     EngineRequest,
     InputKind,
     Sampling,
-    ServedModel,
     TokenCandidate,
     TokenLogprob,
 )
 from inference.events import (
     MAX_TIMEOUT,
     Accepted,
-    EngineReport,
     Event,
-    EventKey,
     Finished,
     GenerationOrder,
     Refused,
-    UsageEvent,
 )
 from inference.openai_body import decode_object
-from naru.api.accounting.v1 import quota_service_pb2, usage_event_pb2, usage_service_pb2
-from naru.api.inference.v1 import generation_pb2, inference_service_pb2, model_service_pb2
+from naru.api.inference.v1 import generation_pb2, inference_service_pb2
 from naru.context import RequestContext, is_request_id
 from naru.convert import (
-    accuracy_to_proto,
     duration_from_proto,
-    error_from_proto,
     error_to_proto,
-    evidence_to_proto,
-    outcome_to_proto,
     principal_from_proto,
-    principal_to_proto,
     timestamp_to_proto,
     usage_to_proto,
 )
@@ -53,6 +42,15 @@ _MODEL_NAME_MAX = 512
 """As many characters as accounting keeps: a batch of usage events must fit in a message, whatever callers call things."""
 
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_OPENAI = {
+    generation_pb2.ENDPOINT_CHAT_COMPLETIONS: (InputKind.OPENAI_CHAT, _CHAT),
+    generation_pb2.ENDPOINT_COMPLETIONS: (InputKind.OPENAI_COMPLETION, _COMPLETIONS),
+    generation_pb2.ENDPOINT_MESSAGES: (InputKind.OPENAI_CHAT, "/v1/messages"),
+    generation_pb2.ENDPOINT_RESPONSES: (InputKind.OPENAI_CHAT, "/v1/responses"),
+    generation_pb2.ENDPOINT_EMBEDDINGS: (InputKind.OPENAI_EMBEDDINGS, "/v1/embeddings"),
+    generation_pb2.ENDPOINT_RERANK: (InputKind.SCORE, "/v1/rerank"),
+    generation_pb2.ENDPOINT_SCORE: (InputKind.SCORE, "/v1/score"),
+}
 _FINISHES = {
     Outcome.COMPLETED: generation_pb2.FINISH_OUTCOME_COMPLETED,
     Outcome.ABORTED: generation_pb2.FINISH_OUTCOME_ABORTED,
@@ -166,17 +164,10 @@ def _request_from_proto(
 
 
 def _openai_kind(endpoint: generation_pb2.Endpoint.ValueType) -> tuple[InputKind, str]:
-    match endpoint:
-        case generation_pb2.ENDPOINT_CHAT_COMPLETIONS:
-            return InputKind.OPENAI_CHAT, _CHAT
-        case generation_pb2.ENDPOINT_COMPLETIONS:
-            return InputKind.OPENAI_COMPLETION, _COMPLETIONS
-        case generation_pb2.ENDPOINT_MESSAGES:
-            return InputKind.OPENAI_CHAT, "/v1/messages"
-        case generation_pb2.ENDPOINT_RESPONSES:
-            return InputKind.OPENAI_CHAT, "/v1/responses"
-        case _:
-            raise invalid_argument("openai.endpoint", "openai.endpoint must be a known endpoint.")
+    known = _OPENAI.get(endpoint)
+    if known is None:
+        raise invalid_argument("openai.endpoint", "openai.endpoint must be a known endpoint.")
+    return known
 
 
 def cache_salt(principal: Principal) -> str:
@@ -261,6 +252,11 @@ def delta_to_proto(output: ChoiceOutput) -> generation_pb2.Delta:
         delta.token_ids.extend(output.token_ids)
     if output.reasoning or output.tool_calls or output.prompt is not None:
         _add_parsed(delta, output)
+    # Only ever together with an end, which has said that there are details.
+    if output.embedding:
+        delta.embedding = output.embedding
+    elif output.score is not None:
+        delta.score = output.score
     return delta
 
 
@@ -314,99 +310,3 @@ def finished_to_proto(event: Finished) -> generation_pb2.Finished:
         usage=usage_to_proto(event.usage),
         error=None if event.error is None else error_to_proto(event.error),
     )
-
-
-def model_to_proto(model: ServedModel) -> model_service_pb2.Model:
-    """A model that can be asked for by name."""
-    return model_service_pb2.Model(
-        name=model.name,
-        owned_by=model.owned_by,
-        create_time=timestamp_to_proto(model.create_time),
-        context_tokens=model.context_tokens,
-    )
-
-
-def key_to_proto(key: EventKey) -> quota_service_pb2.EventRef:
-    """Names one attempt of one request."""
-    return quota_service_pb2.EventRef(event_id=key.event_id, attempt=key.attempt)
-
-
-def reservation_to_proto(
-    order: GenerationOrder, need: Need, revision: int, served_model: str
-) -> quota_service_pb2.Reservation:
-    """What one request wants to use."""
-    return quota_service_pb2.Reservation(
-        event_id=order.event_id,
-        attempt=order.attempt,
-        revision=revision,
-        principal=principal_to_proto(order.principal),
-        requested_model=order.requested_model or served_model,
-        served_model=served_model,
-        endpoint=order.endpoint,
-        input_tokens=need.input_tokens,
-        output_tokens=need.output_tokens,
-        choices=need.choices,
-        client_address=order.client_address,
-        request_id=order.request_id,
-    )
-
-
-def running_to_proto(running: RunningRequest) -> quota_service_pb2.RunningRequest:
-    """What a running request holds."""
-    return quota_service_pb2.RunningRequest(
-        reservation=reservation_to_proto(running.order, running.need(), 0, running.served_model),
-        reserve_time=timestamp_to_proto(running.accept_time),
-    )
-
-
-def renewal_from_proto(result: quota_service_pb2.RenewResult) -> Renewal:
-    """What became of a lease."""
-    if result.renewed:
-        return Renewal.RENEWED
-    return Renewal.UNKNOWN if result.unknown else Renewal.CLOSED
-
-
-def usage_event_to_proto(event: UsageEvent) -> usage_event_pb2.UsageEvent:
-    """What one attempt used."""
-    return usage_event_pb2.UsageEvent(
-        event_id=event.event_id,
-        attempt=event.attempt,
-        evidence=evidence_to_proto(event.evidence),
-        accuracy=accuracy_to_proto(event.accuracy),
-        principal=principal_to_proto(event.principal),
-        requested_model=event.requested_model,
-        served_model=event.served_model,
-        endpoint=event.endpoint,
-        usage=usage_to_proto(event.usage),
-        outcome=outcome_to_proto(event.outcome),
-        accept_time=timestamp_to_proto(event.accept_time),
-        end_time=None if event.end_time is None else timestamp_to_proto(event.end_time),
-        request_id=event.request_id,
-        replica=event.replica,
-        epoch=event.epoch,
-    )
-
-
-def engine_report_to_proto(report: EngineReport) -> usage_service_pb2.EngineCounters:
-    """What an engine counted."""
-    counters = report.counters
-    return usage_service_pb2.EngineCounters(
-        replica=report.replica,
-        epoch=report.epoch,
-        requests=counters.requests,
-        prompt_tokens=counters.prompt_tokens,
-        cached_prompt_tokens=counters.cached_prompt_tokens,
-        completion_tokens=counters.completion_tokens,
-        closed=report.closed,
-    )
-
-
-def refusal_from_proto(result: usage_service_pb2.RecordUsageResult) -> NaruError | None:
-    """Why an event was refused for good; None when accounting has it. Raises NaruError INTERNAL for no answer."""
-    match result.status:
-        case usage_service_pb2.RECORD_USAGE_STATUS_RECORDED | usage_service_pb2.RECORD_USAGE_STATUS_KNOWN:
-            return None
-        case usage_service_pb2.RECORD_USAGE_STATUS_REFUSED:
-            return error_from_proto(result.error)
-        case _:
-            raise NaruError(Reason.INTERNAL, "The accounting service did not say what became of an event.")

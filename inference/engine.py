@@ -1,4 +1,4 @@
-"""What the inference service asks of an engine. Three engines keep this promise: vLLM, and the simulated one.
+"""What the inference service asks of an engine. Three keep this promise: vLLM, an upstream, and the simulated one.
 
 An engine works on prepared choices: `prepare` renders and validates a request without touching the engine, `submit` hands
 its choices over, and the engine then calls `sink` on the event loop, for every step in which a choice gained something.
@@ -7,9 +7,12 @@ its choices over, and the engine then calls `sink` on the event loop, for every 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
+
+from inference.engine_control import Adapter, EngineControl
+from naru.usage import Accuracy, Usage
 
 
 class InputKind(StrEnum):
@@ -20,6 +23,12 @@ class InputKind(StrEnum):
     CHAT = "chat"
     TEXT = "text"
     TOKEN_IDS = "token_ids"  # noqa: S105 -- tokens of a language model, not of access
+    OPENAI_EMBEDDINGS = "openai_embeddings"
+    SCORE = "score"
+
+
+POOLING_KINDS = frozenset({InputKind.OPENAI_EMBEDDINGS, InputKind.SCORE})
+"""Those that generate nothing: their choices are vectors, or scores of pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,12 @@ class EngineRequest:
     cache_salt: str = ""
     priority: int = 0
 
+    def capped(self, cap: int | None) -> EngineRequest:
+        """With at most so many output tokens per choice; None changes nothing."""
+        if cap is None or (self.output_token_cap is not None and self.output_token_cap <= cap):
+            return self
+        return replace(self, output_token_cap=cap)
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
@@ -62,11 +77,13 @@ class PreparedRequest:
         prompt_tokens: Tokens of all prompts, each counted once.
         choices: Number of choices over all prompts: prompt number times n plus the choice's number is a choice's index.
         payload: What the engine needs to submit it; nobody else looks inside.
+        accuracy: How good `prompt_tokens` and the outputs' counts are, so long as no output brings a `usage`.
     """
 
     prompt_tokens: int
     choices: int
     payload: object
+    accuracy: Accuracy = Accuracy.EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +138,9 @@ class ChoiceOutput:
         reasoning_tokens: Tokens of this choice that were reasoning; told with its end.
         prompt: What was asked about the prompt; told once, with the first output.
         error: Set when the engine failed; then nothing more comes for any choice of the request.
+        embedding: The vector of an input, in little-endian 32-bit floats; empty where none was asked for.
+        score: How alike a pair is, where that was asked for.
+        usage: What the engine says that the whole request used, where it only repeats a claim; comes with the last output.
     """
 
     choice_index: int
@@ -137,6 +157,9 @@ class ChoiceOutput:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     reasoning_tokens: int = 0
     prompt: PromptOutput | None = None
+    embedding: bytes = b""
+    score: float | None = None
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +175,18 @@ Sink = Callable[[ChoiceOutput], None]
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that can be asked for by name."""
+    """A model that can be asked for by name; `parent` is the model that it is an adapter of, empty when it is none."""
 
     name: str
     owned_by: str
     context_tokens: int
     create_time: float
+    parent: str = ""
+
+
+def adapter_as_model(base: ServedModel, adapter: Adapter) -> ServedModel:
+    """An adapter of `base` among the models that can be asked for."""
+    return replace(base, name=adapter.model, create_time=adapter.load_time, parent=base.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +214,12 @@ class EngineCounters:
 class EngineHandle(Protocol):
     """A submitted request."""
 
+    async def taken(self) -> None:
+        """Waits until the engine works on it, or it was cancelled; most engines do at once.
+
+        Raises NaruError when the engine takes it not after all; the sink hears nothing then.
+        """
+
     async def cancel(self) -> None:
         """Stops all choices. The sink then gets a last output with `finish_reason="abort"` for each open choice."""
 
@@ -211,16 +246,25 @@ class Engine(Protocol):
         """The text of tokens. Raises NaruError when one of them is none of the model's."""
 
     def models(self) -> tuple[ServedModel, ...]:
-        """What it serves; the first is the base model."""
+        """What it serves; the first is the base model, adapters come last."""
+
+    def control(self) -> EngineControl | None:
+        """What it can be told beside requests; None when it can be told nothing."""
 
     def counters(self) -> EngineCounters:
         """What it has counted so far."""
+
+    def slots(self) -> int:
+        """How many choices it works on at the same time; more wait inside it, in the order in which they came."""
 
     def unfinished_requests(self) -> int:
         """Choices in the engine, running and waiting."""
 
     def healthy(self) -> bool:
         """False once it has died; it never comes back in this process."""
+
+    def available(self) -> bool:
+        """False while what it works with is away, such as an upstream; it comes back by itself."""
 
     async def responsive(self, timeout: float) -> bool:
         """Whether the engine answers within `timeout` seconds; a hung engine does not."""

@@ -1,6 +1,6 @@
 """One generation, from the order to its single outcome.
 
-PREPARING   reserve (callers without an edge), render, tokenise; a cancel or a failure here is Refused
+PREPARING   reserve (callers without an edge), render, tokenise, wait for a slot; a cancel or a failure here is Refused
 SUBMITTING  journalled, being handed to the engine; a cancel waits until the engine has it
 RUNNING     Accepted was told; ends when the engine has ended every choice
 OVER        Refused or Finished was told, exactly one of them, exactly once
@@ -9,25 +9,24 @@ OVER        Refused or Finished was told, exactly one of them, exactly once
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import replace
 from enum import Enum
 from typing import Any
 
-from inference.admission import Need, RunningRequest, choices_of_each_prompt, estimate
-from inference.engine import ChoiceOutput, EngineHandle, EngineRequest, PreparedRequest
+from inference.admission import Need, RunningRequest, estimate
+from inference.engine import ChoiceOutput, EngineHandle, PreparedRequest
 from inference.events import Accepted, Event, Finished, GenerationOrder, Listener, Refused, UsageEvent
-from inference.request_context import context_of
+from inference.meter import Meter
+from inference.request_context import context_of, trace_of
 from inference.tools import Tools
+from inference.turns import Turn
 from naru.errors import NaruError, Reason, unavailable
-from naru.usage import Accuracy, Evidence, Outcome, Usage
+from naru.usage import Accuracy, Evidence, Outcome
 
 Spawn = Callable[[Coroutine[Any, Any, None], Context], asyncio.Task[None]]
 """Begins a task that somebody keeps and waits for, in a context."""
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Phase(Enum):
@@ -70,14 +69,11 @@ class Generation:
         self._phase = Phase.PREPARING
         self._started = tools.clock.monotonic()
         self._accept_time = 0.0
-        self._prompt_tokens = 0
-        self._completion: list[int] = []
-        self._cached: list[int] = []
-        self._reasoning_tokens = 0
+        self._meter = Meter()
         self._open: set[int] = set()
-        self._per_prompt = 1
         self._finish_reasons: set[str] = set()
         self._heard_output = False
+        self._turn: Turn | None = None
         self._handle: EngineHandle | None = None
         self._reserved = False
         self._abort_asked = False
@@ -88,7 +84,12 @@ class Generation:
             "inference.generate", order.traceparent, {"naru.request_id": order.request_id, "naru.model": served_model}
         )
         self._context = context_of(order, self._span)
-        self._log = tools.logger.bind(request_id=order.request_id, event_id=order.event_id, **_trace(order.traceparent))
+        self._log = tools.logger.bind(request_id=order.request_id, event_id=order.event_id, **trace_of(order))
+
+    @property
+    def served_model(self) -> str:
+        """The model that serves it."""
+        return self._served_model
 
     @property
     def phase(self) -> Phase:
@@ -104,13 +105,16 @@ class Generation:
         self._timer = asyncio.get_running_loop().call_later(self.order.timeout, self._expire)
         self._preparation = self._spawn_in(self._admit(objection), self._context)
 
-    def cancel(self, error: NaruError | None = None) -> None:
+    def cancel(self, error: NaruError | None = None, *, unheard: bool = False) -> None:
         """Ends it early. Ignored when it is over.
 
         Args:
             error: Why, when it is not the caller's own wish.
+            unheard: Whether nobody hears of its end any more.
         """
         if self._phase is Phase.PREPARING:
+            # An edge that does not hear of the refusal cannot give back what it reserved.
+            self._reserved = self._reserved or unheard
             if self._preparation is not None:
                 self._preparation.cancel()
             self._refuse(error or NaruError(Reason.CANCELLED, "The request was cancelled."))
@@ -129,7 +133,7 @@ class Generation:
                 self._tools.journal.withdrawn(self.order.key)
                 self._refuse(error)
             case Phase.RUNNING:
-                self._finish(Outcome.FAILED, error, Accuracy.ESTIMATED)
+                self._finish(Outcome.FAILED, error, counted=False)
             case Phase.OVER:
                 pass
 
@@ -139,6 +143,7 @@ class Generation:
                 raise objection
             prepared = await self._prepare()
             if prepared is not None and self._phase is Phase.PREPARING:
+                await self._wait_for_turn(prepared)
                 await self._submit(prepared)
         except NaruError as error:
             self._not_admitted(error)
@@ -164,7 +169,7 @@ class Generation:
             return prepared
         need = estimate(request)
         cap = await self._reserve(need, 0)
-        prepared = await self._tools.engine.prepare(_capped(request, cap))
+        prepared = await self._tools.engine.prepare(request.capped(cap))
         if prepared.prompt_tokens > need.input_tokens:
             await self._reserve(replace(need, input_tokens=prepared.prompt_tokens), 1)
         return prepared
@@ -178,46 +183,51 @@ class Generation:
             raise decision
         return decision.output_token_cap
 
+    async def _wait_for_turn(self, prepared: PreparedRequest) -> None:
+        self._meter = Meter.of(prepared, self.order.request)
+        self._accept_time = self._tools.clock.time()
+        if self._reserved:
+            # Its lease may be shorter than the wait, here or at an upstream, and there is no edge to renew it.
+            self._tools.leases.add(self._running_request(prepared.choices))
+        turn = self._tools.turns.take(self.order.principal, prepared.prompt_tokens, prepared.choices)
+        self._turn = await turn
+
+    def _running_request(self, choices: int) -> RunningRequest:
+        return RunningRequest(self.order, self._served_model, self._meter.prompt_tokens, choices, self._accept_time)
+
     async def _submit(self, prepared: PreparedRequest) -> None:
-        self._prompt_tokens = prepared.prompt_tokens
-        self._completion = [0] * prepared.choices
-        self._cached = [0] * prepared.choices
         self._open = set(range(prepared.choices))
-        if prepared.choices > 1:
-            self._per_prompt = choices_of_each_prompt(self.order.request)
         self._accept_time = self._tools.clock.time()
         self._tools.journal.accepted(self._event(Evidence.ACCEPTED, Accuracy.ESTIMATED, Outcome.FAILED))
         self._phase = Phase.SUBMITTING
         try:
-            handle = await self._tools.engine.submit(prepared, self._on_output)
+            self._handle = handle = await self._tools.engine.submit(prepared, self._on_output)
+            if self._abort_asked:
+                self._spawn(self._abort(handle))
+            await handle.taken()
         except BaseException:
             # Also when the loop is being torn down: what the engine did not take must not be billed after a restart.
             if self._phase is Phase.SUBMITTING:
                 self._tools.journal.withdrawn(self.order.key)
             raise
-        self._handle = handle
         self._accept()
         if self._phase is Phase.OVER:
             handle.abandon()
-        if self._abort_asked or self._phase is Phase.OVER:
             self._spawn(self._abort(handle))
 
     def _accept(self) -> None:
         if self._phase is not Phase.SUBMITTING:
             return
         self._phase = Phase.RUNNING
-        choices = len(self._completion)
-        self._tools.leases.add(
-            RunningRequest(self.order, self._served_model, self._prompt_tokens, choices, self._accept_time)
-        )
-        self._log.info("generation accepted", model=self._served_model, prompt_tokens=self._prompt_tokens)
+        self._tools.leases.add(self._running_request(self._meter.choices))
+        self._log.info("generation accepted", model=self._served_model, prompt_tokens=self._meter.prompt_tokens)
         self._tell(
             Accepted(
                 event_id=self.order.event_id,
                 request_id=self.order.request_id,
                 model=self._served_model,
-                prompt_tokens=self._prompt_tokens,
-                choices=choices,
+                prompt_tokens=self._meter.prompt_tokens,
+                choices=self._meter.choices,
                 accept_time=self._accept_time,
             )
         )
@@ -227,10 +237,9 @@ class Generation:
         self._accept()
         if self._phase is Phase.OVER:
             return
-        index = output.choice_index
+        gained = self._meter.take(output)
         if output.error is not None:
-            self._completion[index] = max(self._completion[index], output.completion_tokens)
-            self._finish(Outcome.FAILED, self._engine_error(output.error), Accuracy.ESTIMATED)
+            self._finish(Outcome.FAILED, self._engine_error(output.error), counted=False)
             if self._handle is not None:
                 # An engine that only could not read the model's answer would go on generating it.
                 self._spawn(self._abort(self._handle))
@@ -238,14 +247,12 @@ class Generation:
         if not self._heard_output:
             self._heard_output = True
             self._tools.metrics.first_output_seconds.observe(self._tools.clock.monotonic() - self._started)
-        self._completion[index] = output.completion_tokens
-        if output.cached_prompt_tokens:
-            self._cached[index] = output.cached_prompt_tokens
-        self._reasoning_tokens += output.reasoning_tokens
+        if self._turn is not None:
+            self._turn.heard(gained, choice_ended=bool(output.finish_reason))
         self._tell(output)
         if output.finish_reason:
             self._finish_reasons.add(output.finish_reason)
-            self._open.discard(index)
+            self._open.discard(output.choice_index)
             if not self._open:
                 self._conclude()
 
@@ -280,13 +287,14 @@ class Generation:
     def _give_up(self) -> None:
         if self._phase is Phase.RUNNING:
             self._log.error("engine did not confirm cancel", choices=len(self._open))
-            self._finish(Outcome.ABORTED, self._abort_error, Accuracy.ESTIMATED)
+            self._finish(Outcome.ABORTED, self._abort_error, counted=False)
 
     def _refuse(self, error: NaruError, prompt_tokens: int | None = None) -> None:
         if self._phase is Phase.OVER:
             return
         self._end()
         if self._reserved:
+            self._tools.leases.forget(self.order.key)
             self._spawn(self._tools.reservations.release(self.order.key))
         self._tools.metrics.refused.labels(error.reason).inc()
         self._log.info("generation refused", reason=error.reason, prompt_tokens=prompt_tokens)
@@ -294,8 +302,9 @@ class Generation:
         self._tell(Refused(error, prompt_tokens))
         self._leave()
 
-    def _finish(self, outcome: Outcome, error: NaruError | None, accuracy: Accuracy = Accuracy.EXACT) -> None:
+    def _finish(self, outcome: Outcome, error: NaruError | None, *, counted: bool = True) -> None:
         self._end()
+        accuracy = self._meter.accuracy(counted=counted)
         if self._handle is not None and accuracy is not Accuracy.EXACT:
             self._handle.abandon()
         self._tools.leases.remove(self.order.key)
@@ -311,6 +320,8 @@ class Generation:
     def _end(self) -> None:
         self._phase = Phase.OVER
         self._disarm()
+        if self._turn is not None:
+            self._turn.close()
 
     def _leave(self) -> None:
         self._span.end()
@@ -352,7 +363,7 @@ class Generation:
             requested_model=self.order.requested_model or self._served_model,
             served_model=self._served_model,
             endpoint=self.order.endpoint,
-            usage=self._usage(),
+            usage=self._meter.usage(),
             outcome=outcome,
             accept_time=self._accept_time,
             end_time=self._tools.clock.time() if evidence is Evidence.FINAL else None,
@@ -361,30 +372,9 @@ class Generation:
             epoch=self._tools.epoch,
         )
 
-    def _usage(self) -> Usage:
-        # Later choices of a prompt find in the cache what its first choice has just computed: only the first one counts.
-        cached = sum(self._cached[:: self._per_prompt])
-        return Usage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=sum(self._completion),
-            cached_prompt_tokens=min(cached, self._prompt_tokens),
-            reasoning_tokens=self._reasoning_tokens,
-        )
-
     def _tell(self, event: Event) -> None:
         try:
             self._listener(event)
         except Exception:  # noqa: BLE001 -- a listener that fails must not keep the request from being metered
             self._log.exception("generation listener failed")
             self.cancel()
-
-
-def _capped(request: EngineRequest, cap: int | None) -> EngineRequest:
-    if cap is None or (request.output_token_cap is not None and request.output_token_cap <= cap):
-        return request
-    return replace(request, output_token_cap=cap)
-
-
-def _trace(traceparent: str) -> dict[str, str]:
-    found = _TRACEPARENT.fullmatch(traceparent)
-    return {"trace_id": found[1]} if found else {}

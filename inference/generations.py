@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from inference.events import EventKey, GenerationOrder, Listener
-from inference.generation import Generation
+from inference.generation import Generation, Phase
 from inference.tools import Tools
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal
@@ -28,12 +28,39 @@ class Generations:
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ended = asyncio.Event()
         self._objection: NaruError | None = None
+        self._held: NaruError | None = None
 
     @property
     def draining(self) -> bool:
-        """Whether it takes no more."""
+        """Whether it takes no more, for good or until `let_go`."""
+        return self.stopping or self._held is not None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it takes no more for good."""
         return self._objection is not None
+
+    @property
+    def count(self) -> int:
+        """How many are not over."""
+        return len(self._running)
+
+    def using(self, model: str) -> int:
+        """How many that are not over use a model."""
+        return sum(generation.served_model == model for generation in self._running.values())
+
+    async def wait_unused(self, model: str, seconds: float) -> bool:
+        """Waits until none uses a model, at most so many seconds; says whether none does."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.using(model):
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def start(self, order: GenerationOrder, listener: Listener) -> Generation:
         """Begins one. The listener hears Refused alone, or Accepted, outputs and Finished, from the next loop turn on."""
@@ -57,6 +84,25 @@ class Generations:
     def refuse_new(self) -> None:
         """Takes no more from now on."""
         self._objection = self._objection or unavailable("inference", "The inference service is about to stop.")
+        # Another replica serves those sooner that only wait here.
+        self._tools.turns.close(self._objection)
+
+    def hold(self, error: NaruError) -> None:
+        """Takes no more until `let_go`; those that wait for the engine are refused with `error`, which another replica spares."""
+        self._held = error
+        self._tools.turns.close(error)
+
+    def send_away(self) -> None:
+        """Refuses those that the engine does not have yet with what `hold` was told."""
+        for generation in tuple(self._running.values()):
+            if generation.phase is Phase.PREPARING:
+                generation.cancel(self._held)
+
+    def let_go(self) -> None:
+        """Ends `hold`."""
+        self._held = None
+        if self._objection is None:
+            self._tools.turns.open()
 
     async def drain(self, grace: float) -> None:
         """Takes no more, lets those that run end within `grace` seconds, and cancels the rest, which is metered."""
@@ -94,6 +140,7 @@ class Generations:
         if self._running.get(generation.order.key) is generation:
             del self._running[generation.order.key]
             self._tools.metrics.running.set(len(self._running))
+            self._ended.set()
         if not self._running:
             self._idle.set()
 
@@ -104,8 +151,8 @@ class Generations:
         return task
 
     def _check(self, order: GenerationOrder, served_model: str) -> NaruError | None:
-        if self._objection is not None:
-            return self._objection
+        if self._objection is not None or self._held is not None:
+            return self._objection or self._held
         if order.key in self._running:
             return NaruError(
                 Reason.ALREADY_EXISTS,

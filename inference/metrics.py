@@ -27,6 +27,15 @@ class InferenceMetrics:
             "naru_inference_engine_counted", "What the engine itself counted of requests that have ended.", ["figure"]
         )
         self.running = metrics.gauge("naru_inference_generations", "Generations between order and outcome.")
+        self.waiting = metrics.gauge("naru_inference_waiting", "Requests that wait until the engine has a slot.")
+        self.waited_seconds = metrics.histogram(
+            "naru_inference_waited_seconds", "What requests waited for a slot that got one.", buckets=_SECONDS
+        )
+        self.overloaded = metrics.counter(
+            "naru_inference_overloaded_total",
+            "Requests refused because too many waited (length), or they for too long (time).",
+            ["bound"],
+        )
         self.refused = metrics.counter("naru_inference_refused_total", "Generations refused, by reason.", ["reason"])
         self.finished = metrics.counter(
             "naru_inference_finished_total", "Generations finished, by outcome.", ["outcome"]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from inference.engine import EngineRequest, InputKind, Sampling
+from inference.engine import POOLING_KINDS, EngineRequest, InputKind, Sampling
 from naru.errors import NaruError, Reason, invalid_argument
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -52,6 +52,8 @@ def read_body(request: EngineRequest) -> dict[str, Any]:
 
 
 def _body(request: EngineRequest) -> dict[str, Any]:
+    if request.kind in POOLING_KINDS:
+        raise not_supported("model", "The model generates text; it makes no embeddings and no scores.")
     match request.kind:
         case InputKind.OPENAI_CHAT | InputKind.OPENAI_COMPLETION:
             return decode_object(request.openai_json)
@@ -62,6 +64,8 @@ def _body(request: EngineRequest) -> dict[str, Any]:
             return {"prompt": request.text, **_sampling_fields(request.sampling)}
         case InputKind.TOKEN_IDS:
             return {"prompt": list(request.token_ids), **_sampling_fields(request.sampling)}
+        case _:
+            raise ValueError(request.kind)
 
 
 def is_chat(request: EngineRequest) -> bool:
@@ -231,16 +235,18 @@ def _check_parts(parts: list[object], where: str) -> None:
 
 
 def _check_prompt(prompt: object) -> None:
-    one = _is_text(prompt) or _is_token_ids(prompt)
-    many = isinstance(prompt, list) and bool(prompt) and (all(map(_is_text, prompt)) or all(map(_is_token_ids, prompt)))
+    one = is_text(prompt) or is_token_ids(prompt)
+    many = isinstance(prompt, list) and bool(prompt) and (all(map(is_text, prompt)) or all(map(is_token_ids, prompt)))
     if not one and not many:
         message = "`prompt` must be a string, a list of strings, a list of token ids or a list of those; not empty."
         raise invalid_argument("prompt", message)
 
 
-def _is_text(prompt: object) -> bool:
+def is_text(prompt: object) -> bool:
+    """Whether it is a text that is not empty."""
     return isinstance(prompt, str) and prompt != ""
 
 
-def _is_token_ids(prompt: object) -> bool:
+def is_token_ids(prompt: object) -> bool:
+    """Whether it is a list of what may be token ids, and not empty."""
     return isinstance(prompt, list) and bool(prompt) and all(_is_integer(token) and token >= 0 for token in prompt)

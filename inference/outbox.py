@@ -178,6 +178,8 @@ def size_of(event: Event) -> int:
         size = _FRAME_BYTES + _text(event.text) + 5 * len(event.token_ids)
         if event.stop_text:
             size += _text(event.stop_text)
+        if event.embedding:
+            size += len(event.embedding)
         if event.logprobs:
             size += sum(map(_logprob, event.logprobs))
         if event.reasoning or event.tool_calls or event.prompt is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextvars import Context
 
 from opentelemetry import context as otel_context
@@ -10,6 +11,8 @@ from opentelemetry.trace import Span, set_span_in_context
 from inference.events import GenerationOrder
 from naru import context
 from naru.identity import Caller
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def context_of(order: GenerationOrder, span: Span) -> Context:
@@ -20,6 +23,12 @@ def context_of(order: GenerationOrder, span: Span) -> Context:
     fresh = Context()
     fresh.run(_enter, order, span)
     return fresh
+
+
+def trace_of(order: GenerationOrder) -> dict[str, str]:
+    """The fields by which log lines name the request's trace; none without one."""
+    found = _TRACEPARENT.fullmatch(order.traceparent)
+    return {"trace_id": found[1]} if found else {}
 
 
 def _enter(order: GenerationOrder, span: Span) -> None:

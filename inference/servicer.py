@@ -1,44 +1,52 @@
-"""InferenceService and ModelService over gRPC."""
+"""InferenceService over gRPC."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import grpc
 
-from inference import convert, tokenization_convert
-from inference.engine import ServedModel
+from inference import convert, pooling_convert, tokenization_convert
+from inference.engine import ChoiceOutput
+from inference.events import Accepted, Finished, GenerationOrder, Refused
 from inference.session import Session, Sessions
 from inference.tokenization import Tokenization
 from naru.api.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
-    model_service_pb2,
-    model_service_pb2_grpc,
+    pooling_pb2,
     tokenization_pb2,
 )
 from naru.context import RequestContext, current
-from naru.errors import NaruError, Reason, invalid_argument
+from naru.errors import NaruError, invalid_argument, unavailable
 from naru.interceptors import internal_error
+from naru.revoked_requests import RevokedRequests
+from naru.usage import Outcome
 
 _ONLY_STREAM = 0
-_MAX_PAGE = 1000
 
 
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
-    """Generates text, and tells tokens.
+    """Generates text, makes vectors of texts, and tells tokens.
 
     Args:
         sessions: Where calls get their streams; Generate is a session with one stream.
         load: How busy the replica is.
         tokenization: Who knows tokens.
+        revocations: Ends calls whose callers' own credentials stop working; None: they go on.
     """
 
     def __init__(
-        self, sessions: Sessions, load: Callable[[], inference_service_pb2.Load], tokenization: Tokenization
+        self,
+        sessions: Sessions,
+        load: Callable[[], inference_service_pb2.Load],
+        tokenization: Tokenization,
+        revocations: RevokedRequests | None = None,
     ) -> None:
+        self._revocations = revocations
         self._sessions = sessions
         self._load = load
         self._tokenization = tokenization
@@ -54,11 +62,12 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         session = self._sessions.open(_cancel_this_task())
         _close_with(context, session)
         try:
-            session.submit(_ONLY_STREAM, order)
-            session.end_when_idle()
-            while (batch := await session.take()) is not None:
-                for _, event in batch:
-                    yield convert.response_to_proto(event)
+            with self._watched(context, session):
+                session.submit(_ONLY_STREAM, order)
+                session.end_when_idle()
+                while (batch := await session.take()) is not None:
+                    for _, event in batch:
+                        yield convert.response_to_proto(event)
         finally:
             session.close()
 
@@ -72,6 +81,9 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         session = self._sessions.open(_cancel_this_task())
         _close_with(context, session)
         reader = asyncio.create_task(_read(request_iterator, session, current()))
+        load = self._load()
+        if load.draining or load.away:
+            session.announce()
         try:
             while (batch := await session.take()) is not None:
                 frames = [convert.frame_to_proto(stream_id, event) for stream_id, event in batch]
@@ -79,6 +91,57 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         finally:
             session.close()
             reader.cancel()
+
+    async def Embed(
+        self,
+        request: pooling_pb2.EmbedRequest,
+        context: grpc.aio.ServicerContext[pooling_pb2.EmbedRequest, pooling_pb2.EmbedResponse],
+    ) -> pooling_pb2.EmbedResponse:
+        order = pooling_convert.embed_order(request, current())
+        return pooling_convert.embeddings_to_proto(order, *await self._pool(order, context))
+
+    async def Score(
+        self,
+        request: pooling_pb2.ScoreRequest,
+        context: grpc.aio.ServicerContext[pooling_pb2.ScoreRequest, pooling_pb2.ScoreResponse],
+    ) -> pooling_pb2.ScoreResponse:
+        order = pooling_convert.score_order(request, current())
+        return pooling_convert.scores_to_proto(order, *await self._pool(order, context))
+
+    async def _pool(
+        self, order: GenerationOrder, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> tuple[str, list[ChoiceOutput], Finished]:
+        """Runs a request to its end: the served model, the outputs by their choice, and the end. Raises NaruError."""
+        session = self._sessions.open(_cancel_this_task())
+        _close_with(context, session)
+        model, outputs = "", {}
+        try:
+            with self._watched(context, session):
+                session.submit(_ONLY_STREAM, order)
+                session.end_when_idle()
+                while (batch := await session.take()) is not None:
+                    for _, event in batch:
+                        match event:
+                            case Accepted():
+                                model = event.model
+                            case ChoiceOutput():
+                                outputs[event.choice_index] = event
+                            case Refused():
+                                raise event.error
+                            case Finished(outcome=Outcome.COMPLETED):
+                                return model, [outputs[choice] for choice in sorted(outputs)], event
+                            case Finished():
+                                raise event.error or unavailable("inference")
+        finally:
+            session.close()
+        raise unavailable("inference")
+
+    def _watched(self, context: grpc.aio.ServicerContext[Any, Any], session: Session) -> AbstractContextManager[None]:
+        """Ends the session's stream when a caller's own credential stops working; the edge watches over its callers itself."""
+        principal, credential = current().caller.principal, _credential_of(context)
+        if self._revocations is None or principal is None or not credential:
+            return nullcontext()
+        return self._revocations.watched(credential, principal, lambda error: session.cancel(_ONLY_STREAM, error))
 
     async def Tokenize(
         self,
@@ -99,45 +162,6 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         counted = tokenization_convert.counted_order(asked, current())
         text = await self._tokenization.detokenize(asked.model, asked.token_ids, counted)
         return tokenization_pb2.DetokenizeResponse(text=text)
-
-
-class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    """Says which models are served.
-
-    Args:
-        models: Asks the engine.
-    """
-
-    def __init__(self, models: Callable[[], tuple[ServedModel, ...]]) -> None:
-        self._models = models
-
-    async def ListModels(
-        self,
-        request: model_service_pb2.ListModelsRequest,
-        context: grpc.aio.ServicerContext[model_service_pb2.ListModelsRequest, model_service_pb2.ListModelsResponse],
-    ) -> model_service_pb2.ListModelsResponse:
-        if request.page_size < 0:
-            raise invalid_argument("page_size", "page_size must be at least 0.")
-        size = min(request.page_size or _MAX_PAGE, _MAX_PAGE)
-        # A token is the last name of the page before: names are unique, and a page stays right when models come and go.
-        models = sorted(self._models(), key=lambda model: model.name)
-        rest = [model for model in models if model.name > request.page_token]
-        return model_service_pb2.ListModelsResponse(
-            models=[convert.model_to_proto(model) for model in rest[:size]],
-            next_page_token=rest[size - 1].name if len(rest) > size else "",
-        )
-
-    async def GetModel(
-        self,
-        request: model_service_pb2.GetModelRequest,
-        context: grpc.aio.ServicerContext[model_service_pb2.GetModelRequest, model_service_pb2.GetModelResponse],
-    ) -> model_service_pb2.GetModelResponse:
-        for model in self._models():
-            if model.name == request.name:
-                return model_service_pb2.GetModelResponse(model=convert.model_to_proto(model))
-        raise NaruError(
-            Reason.MODEL_NOT_FOUND, f"There is no model {request.name!r}.", metadata={"model": request.name}
-        )
 
 
 async def _read(
@@ -174,6 +198,12 @@ def _cancel_this_task() -> Callable[[], object]:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 -- a handler always runs in a task
     return task.cancel
+
+
+def _credential_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """What the caller identified itself with; empty for services."""
+    scheme, _, credential = str(dict(context.invocation_metadata() or ()).get("authorization", "")).partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else ""
 
 
 def _close_with(context: grpc.aio.ServicerContext[Any, Any], session: Session) -> None:

@@ -49,11 +49,11 @@ class Session:
         """Answers a request that makes no sense."""
         self._outbox.put(stream_id, Refused(error))
 
-    def cancel(self, stream_id: int) -> None:
-        """Ends a stream early. Ignored for one that is unknown or over."""
+    def cancel(self, stream_id: int, error: NaruError | None = None) -> None:
+        """Ends a stream early, for `error` when it is not the caller's own wish. Ignored for one that is unknown or over."""
         generation = self._streams.get(stream_id)
         if generation is not None:
-            generation.cancel()
+            generation.cancel(error)
 
     def announce(self) -> None:
         """Makes `take` return, so that the caller hears how busy the replica is."""
@@ -83,7 +83,7 @@ class Session:
         self._closed = True
         self._outbox.close()
         for generation in tuple(self._streams.values()):
-            generation.cancel()
+            generation.cancel(unheard=True)
         self._on_close(self)
 
     async def take(self) -> list[tuple[int, Event]] | None:

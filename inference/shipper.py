@@ -100,7 +100,9 @@ class Shipper:
         return len(settled) == len(events)
 
     def _failed(self, events: Sequence[UsageEvent], error: NaruError) -> bool:
-        self._logger.warning("usage not shipped", events=len(events), reason=error.reason)
+        # What the engine counted goes with the next call: nothing waits that anybody would be billed for.
+        log = self._logger.warning if events else self._logger.debug
+        log("usage not shipped", events=len(events), reason=error.reason)
         if error.reason is Reason.INVALID_ARGUMENT:
             # One event may spoil the whole call: halve it until that one is alone, so that the others get through.
             if len(events) == 1:

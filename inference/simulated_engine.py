@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,19 @@ from inference.engine import (
     PreparedRequest,
     ServedModel,
     Sink,
-    TokenCandidate,
-    TokenLogprob,
     Tokens,
 )
+from inference.engine_control import AdapterBounds
 from inference.engine_count import EngineCount, RequestCount
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, not_supported, read_body, too_long
 from inference.simulated_account import SimulatedAccount
-from inference.simulated_text import WORDS, cut_at_stop, message_text, pieces, text_of, token_id, words
-from naru.errors import invalid_argument, unavailable
+from inference.simulated_control import SimulatedControl
+from inference.simulated_logprobs import logprob, top_logprobs
+from inference.simulated_text import Answer, answer_up_to_stop, message_text, pieces, text_of, token_id, words
+from naru.errors import unavailable
 from naru.logs import Logger
 
 _COMPLETION_TOKENS = 16
-_MOST_LOGPROBS = 20
 _SHORTEST_STEP = 0.001
 _UNSUPPORTED = (
     "tools",
@@ -52,40 +53,28 @@ class SimulatedEngineConfig:
     Attributes:
         served_name: The name that requests ask for.
         tokens_per_second: Per choice, however many there are.
-        prefill_seconds: From being submitted to the first token.
+        prefill_seconds: From having a slot to the first token.
+        slots: Choices that are worked on at the same time; more wait in the order in which they came.
         load_seconds: How long `start` takes.
         context_tokens: Most tokens of prompt and output together.
         answer_tokens: Where an answer ends by itself, unless `ignore_eos` is asked for.
         die_after_tokens: It dies after generating so many tokens over all requests; None for never.
         hang_after_tokens: It generates no more and does not answer after so many; None for never.
+        adapters: What adapters it takes; None for none. The text of an answer is another one with each.
         account: File that gets a line for each choice that begins or ends; None for none.
     """
 
     served_name: str = "simulated"
     tokens_per_second: float = 50.0
     prefill_seconds: float = 0.02
+    slots: int = 1024
     load_seconds: float = 0.0
     context_tokens: int = 8192
     answer_tokens: int = 64
     die_after_tokens: int | None = None
     hang_after_tokens: int | None = None
     account: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One choice before it is generated.
-
-    Attributes:
-        tokens: Id and text of every token that will be generated.
-        finish_reason: How it ends.
-        text_length: Characters of its text; fewer than the tokens have when a stop text cuts them.
-    """
-
-    tokens: tuple[tuple[int, str], ...]
-    finish_reason: str
-    text_length: int
-    stop_text: str = ""
+    adapters: AdapterBounds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +91,17 @@ class SimulatedPayload:
 
 @dataclass(slots=True)
 class Running:
-    """A choice in the engine: how much of its answer was generated, and how much of that was told."""
+    """A choice in the engine: how much of its answer was generated, and how much of that was told.
+
+    `begin` is when its first token comes; None while it has no slot.
+    """
 
     index: int
     answer: Answer
     payload: SimulatedPayload
     sink: Sink
     count: RequestCount
-    begin: float
+    begin: float | None = None
     generated: int = 0
     told: int = 0
     told_text: int = 0
@@ -121,6 +113,9 @@ class SimulatedHandle:
 
     engine: SimulatedEngine
     choices: list[Running] = field(default_factory=list)
+
+    async def taken(self) -> None:
+        """See `EngineHandle.taken`. At once."""
 
     async def cancel(self) -> None:
         """See `EngineHandle.cancel`."""
@@ -148,6 +143,7 @@ class SimulatedEngine:
         self._work = asyncio.Event()
         self._stepper: asyncio.Task[None] | None = None
         self._models: tuple[ServedModel, ...] = ()
+        self._control: SimulatedControl | None = None
         self._dead = False
         self._count = EngineCount()
         self._generated = 0
@@ -156,9 +152,8 @@ class SimulatedEngine:
     async def start(self) -> None:
         """See `Engine.start`."""
         await asyncio.sleep(self._config.load_seconds)
-        self._models = (
-            ServedModel(self._config.served_name, "simulated", self._config.context_tokens, create_time=time.time()),
-        )
+        base = ServedModel(self._config.served_name, "simulated", self._config.context_tokens, create_time=time.time())
+        self._models, self._control = (base,), SimulatedControl(self._config.adapters, base)
         self._stepper = asyncio.get_running_loop().create_task(self._step_forever())
 
     async def prepare(self, request: EngineRequest) -> PreparedRequest:
@@ -175,12 +170,13 @@ class SimulatedEngine:
         for prompt, length in zip(prompts, lengths, strict=True):
             for number in range(choices_per_prompt(body)):
                 cap = request.output_token_cap
-                answers.append(self._answer(body, chat, prompt, prompt_tokens=length, number=number, cap=cap))
+                seed = f"{body.get('seed')}\n{number}" + (f"\n{request.model}" if self._adapted(request) else "")
+                answers.append(self._answer(body, chat, prompt, prompt_tokens=length, seed=seed, cap=cap))
         payload = SimulatedPayload(
             answers=tuple(answers),
             prompts=lengths,
             stream=request.stream,
-            top_logprobs=_top_logprobs(body, chat),
+            top_logprobs=top_logprobs(body, chat),
             token_ids=bool(body.get("return_token_ids")),
             user=str(body.get("user") or ""),
         )
@@ -192,11 +188,13 @@ class SimulatedEngine:
         payload = prepared.payload
         if not isinstance(payload, SimulatedPayload):
             raise TypeError("The request was prepared by another engine.")
-        begin = asyncio.get_running_loop().time() + self._config.prefill_seconds
+        now = asyncio.get_running_loop().time()
         handle = SimulatedHandle(self)
         count = self._count.begin(len(payload.answers), len(payload.answers) // len(payload.prompts))
         for index, answer in enumerate(payload.answers):
-            choice = Running(index, answer, payload, sink, count, begin)
+            choice = Running(index, answer, payload, sink, count)
+            if len(self._running) < self._config.slots:
+                choice.begin = now + self._config.prefill_seconds
             handle.choices.append(choice)
             self._running[id(choice)] = choice
             self._account.began(payload.user, index)
@@ -217,11 +215,19 @@ class SimulatedEngine:
 
     def models(self) -> tuple[ServedModel, ...]:
         """See `Engine.models`. Empty before `start`."""
-        return self._models
+        return self._models + (() if self._control is None else self._control.adapters())
+
+    def control(self) -> SimulatedControl | None:
+        """See `Engine.control`. None before `start`."""
+        return self._control
 
     def counters(self) -> EngineCounters:
         """See `Engine.counters`."""
         return self._count.ended
+
+    def slots(self) -> int:
+        """See `Engine.slots`."""
+        return self._config.slots
 
     def unfinished_requests(self) -> int:
         """See `Engine.unfinished_requests`."""
@@ -230,6 +236,10 @@ class SimulatedEngine:
     def healthy(self) -> bool:
         """See `Engine.healthy`. False before `start` and after `shutdown` too."""
         return self._stepper is not None and not self._dead
+
+    def available(self) -> bool:
+        """See `Engine.available`. It needs nothing."""
+        return True
 
     async def responsive(self, timeout: float) -> bool:
         """See `Engine.responsive`."""
@@ -268,8 +278,11 @@ class SimulatedEngine:
         limit = self._config.hang_after_tokens
         return limit is not None and self._generated >= limit
 
+    def _adapted(self, request: EngineRequest) -> bool:
+        return self._control is not None and self._control.adapts(request.model)
+
     def _answer(
-        self, body: dict[str, Any], chat: bool, prompt: Any, *, prompt_tokens: int, number: int, cap: int | None
+        self, body: dict[str, Any], chat: bool, prompt: Any, *, prompt_tokens: int, seed: str, cap: int | None
     ) -> Answer:
         context = self._config.context_tokens
         asked = asked_max_tokens(body, chat)
@@ -280,15 +293,17 @@ class SimulatedEngine:
         limit = min(limit, room) if cap is None else min(limit, room, cap)
         natural = limit + 1 if body.get("ignore_eos") else self._config.answer_tokens
         text = message_text(prompt[-1]) if chat else str(prompt)
-        source = words(f"{text}\n{body.get('seed')}\n{number}")
+        source = words(f"{text}\n{seed}")
         tokens = tuple(next(source) for _ in range(min(limit, natural)))
-        return _stopped(tokens, _stops(body), "stop" if natural <= limit else "length")
+        return answer_up_to_stop(tokens, _stops(body), "stop" if natural <= limit else "length")
 
     async def _step_forever(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while not self._dead:
             await self._work.wait()
+            if self._control is not None:
+                await self._control.wait_going()
             # A step that comes late is not made up for: the rate is the most an engine does, not its mean.
             due = max(due + self._step_seconds, loop.time())
             await asyncio.sleep(due - loop.time())
@@ -297,7 +312,9 @@ class SimulatedEngine:
                 self._work.clear()
 
     def _step(self, now: float) -> None:
-        for choice in tuple(self._running.values()):
+        for choice in tuple(islice(self._running.values(), self._config.slots)):
+            if choice.begin is None:
+                choice.begin = now + self._config.prefill_seconds
             if choice.begin > now or id(choice) not in self._running:
                 continue
             if self._hangs():
@@ -342,7 +359,7 @@ class SimulatedEngine:
             completion_tokens=choice.generated,
             finish_reason=finish_reason,
             stop_text=answer.stop_text if finish_reason == "stop" else "",
-            logprobs=() if top is None else tuple(_logprob(token, top) for token in new),
+            logprobs=() if top is None else tuple(logprob(token, top) for token in new),
             token_ids=tuple(token for token, _ in new) if payload.token_ids else (),
         )
         self._deliver(choice.sink, output)
@@ -376,37 +393,3 @@ def _count(prompt: Any) -> int:
 def _stops(body: dict[str, Any]) -> tuple[str, ...]:
     stop = body.get("stop") or ()
     return (stop,) if isinstance(stop, str) else tuple(text for text in stop if text)
-
-
-def _stopped(tokens: tuple[tuple[int, str], ...], stops: tuple[str, ...], finish_reason: str) -> Answer:
-    """The answer up to the token that completes a stop text."""
-    text = "".join(part for _, part in tokens)
-    cut = cut_at_stop(text, stops)
-    if cut is None:
-        return Answer(tokens, finish_reason, len(text))
-    start, stop = cut
-    used, length = 0, 0
-    while length < start + len(stop):
-        length += len(tokens[used][1])
-        used += 1
-    return Answer(tokens[:used], "stop", start, stop)
-
-
-def _top_logprobs(body: dict[str, Any], chat: bool) -> int | None:
-    top: int | None = body.get("logprobs")
-    if chat:
-        top = (body.get("top_logprobs") or 0) if top else None
-    if top is not None and not 0 <= top <= _MOST_LOGPROBS:
-        field = "top_logprobs" if chat else "logprobs"
-        raise invalid_argument(field, f"`{field}` must be an integer from 0 to {_MOST_LOGPROBS}.")
-    return top
-
-
-def _logprob(token: tuple[int, str], top: int) -> TokenLogprob:
-    """The chosen token first, then its neighbours in the list of words, each a little less likely."""
-    number, text = token
-    candidates = [TokenCandidate(text, -0.5, number)]
-    for rank in range(1, top):
-        neighbour = (number + rank) % len(WORDS)
-        candidates.append(TokenCandidate(" " + WORDS[neighbour], -0.5 - rank, neighbour))
-    return TokenLogprob(candidates[0], tuple(candidates[:top]))

@@ -6,6 +6,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from naru.errors import invalid_argument
@@ -20,6 +21,22 @@ _POEM = (
 )
 WORDS = tuple(_POEM.split())
 _IDS = {word: number for number, word in enumerate(WORDS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice before it is generated.
+
+    Attributes:
+        tokens: Id and text of every token that will be generated.
+        finish_reason: How it ends.
+        text_length: Characters of its text; fewer than the tokens have when a stop text cuts them.
+    """
+
+    tokens: tuple[tuple[int, str], ...]
+    finish_reason: str
+    text_length: int
+    stop_text: str = ""
 
 
 def pieces(prompt: str | Sequence[Mapping[str, Any]]) -> list[str]:
@@ -60,7 +77,21 @@ def words(seed: str) -> Iterator[tuple[int, str]]:
         space = " "
 
 
-def cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
+def answer_up_to_stop(tokens: tuple[tuple[int, str], ...], stops: tuple[str, ...], finish_reason: str) -> Answer:
+    """The answer up to the token that completes a stop text."""
+    text = "".join(part for _, part in tokens)
+    cut = _cut_at_stop(text, stops)
+    if cut is None:
+        return Answer(tokens, finish_reason, len(text))
+    start, stop = cut
+    used, length = 0, 0
+    while length < start + len(stop):
+        length += len(tokens[used][1])
+        used += 1
+    return Answer(tokens[:used], "stop", start, stop)
+
+
+def _cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
     """Where the earliest stop text begins, and which it is; None when there is none."""
     found = [(text.find(stop), stop) for stop in stops if stop in text]
     return min(found) if found else None

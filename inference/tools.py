@@ -11,6 +11,7 @@ from inference.admission import Leases, Reservations
 from inference.engine import Engine
 from inference.journal import Journal
 from inference.metrics import InferenceMetrics
+from inference.turns import Turns
 from naru.clock import Clock
 from naru.errors import NaruError
 from naru.logs import Logger
@@ -34,6 +35,7 @@ class Tools:
     journal: Journal
     leases: Leases
     reservations: Reservations
+    turns: Turns
     clock: Clock
     logger: Logger
     metrics: InferenceMetrics

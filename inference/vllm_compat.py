@@ -31,6 +31,8 @@ class Vllm:
     AsyncLLM: Any
     UsageContext: Any
     SamplingParams: Any
+    PoolingParams: Any
+    LoRARequest: Any
     RequestOutputKind: Any
     OnlineRenderer: Any
     ChatCompletionRequest: Any
@@ -38,6 +40,7 @@ class Vllm:
     TokenizeChatRequest: Any
     TokenizeCompletionRequest: Any
     DetokenizeRequest: Any
+    EmbeddingCompletionRequest: Any
     TokensPrompt: Any
     ErrorResponse: Any
     current_platform: Any
@@ -53,13 +56,25 @@ class Vllm:
     EngineDeadError: Any
 
 
+@dataclass(frozen=True, slots=True)
+class VllmScoring:
+    """Names that only models that read pairs of texts need."""
+
+    CrossEncoderIOProcessor: Any
+    ChatTemplateConfig: Any
+    ScoreQueriesDocumentsRequest: Any
+
+
 _PROTOCOLS = "vllm.entrypoints.openai"
+_SCORING = "vllm.entrypoints.pooling.scoring"
 _TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
 _PLACES: dict[str, tuple[str, ...]] = {
     "AsyncEngineArgs": ("vllm",),
     "AsyncLLM": ("vllm.v1.engine.async_llm",),
     "UsageContext": ("vllm.usage.usage_lib",),
     "SamplingParams": ("vllm",),
+    "PoolingParams": ("vllm",),
+    "LoRARequest": ("vllm.lora.request",),
     "RequestOutputKind": ("vllm.sampling_params",),
     "OnlineRenderer": ("vllm.renderers.online_renderer",),
     "ChatCompletionRequest": (f"{_PROTOCOLS}.chat_completion.protocol",),
@@ -67,6 +82,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "TokenizeChatRequest": (_TOKENIZE,),
     "TokenizeCompletionRequest": (_TOKENIZE,),
     "DetokenizeRequest": (_TOKENIZE,),
+    "EmbeddingCompletionRequest": ("vllm.entrypoints.pooling.embed.protocol",),
     "TokensPrompt": ("vllm.inputs",),
     "ErrorResponse": ("vllm.entrypoints.serve.engine.protocol",),
     "current_platform": ("vllm.platforms",),
@@ -80,15 +96,27 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "VLLMClientError": ("vllm.exceptions",),
     "VLLMValidationError": ("vllm.exceptions",),
     "EngineDeadError": ("vllm.v1.engine.exceptions",),
+    "CrossEncoderIOProcessor": (f"{_SCORING}.io_processor",),
+    "ChatTemplateConfig": ("vllm.renderers.chat_utils",),
+    "ScoreQueriesDocumentsRequest": (f"{_SCORING}.protocol",),
 }
 
 _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
+    "AsyncEngineArgs": {"create_model_config": ()},
     "AsyncLLM": {
         "from_engine_args": ("engine_args", "usage_context"),
-        "generate": ("prompt", "sampling_params", "request_id", "priority"),
+        "generate": ("prompt", "sampling_params", "request_id", "priority", "lora_request"),
+        "encode": ("prompt", "pooling_params", "request_id", "priority", "lora_request"),
         "abort": ("request_id", "internal"),
         "shutdown": ("timeout",),
         "is_paused": (),
+        "pause_generation": ("mode", "clear_cache"),
+        "resume_generation": (),
+        "reset_prefix_cache": (),
+        "sleep": ("level", "mode"),
+        "wake_up": (),
+        "add_lora": ("lora_request",),
+        "remove_lora": ("lora_id",),
         "check_admission": ("n",),
         "get_num_unfinished_requests": (),
         "get_supported_tasks": (),
@@ -118,13 +146,20 @@ _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
         "resolve_reasoning_ended": ("parser", "prompt_token_ids"),
     },
     "CompletionRequest": {"model_validate": (), "to_sampling_params": ("max_tokens", "default_sampling_params")},
+    "EmbeddingCompletionRequest": {"model_validate": (), "to_pooling_params": ()},
     "tokens_input": {"": ("prompt_token_ids",)},
     "extract_prompt_len": {"": ("model_config", "prompt")},
     "extract_prompt_components": {"": ("model_config", "prompt")},
     "get_max_tokens": {
         "": ("max_model_len", "max_tokens", "input_length", "default_sampling_params", "override_max_tokens")
     },
-    "current_platform": {"is_cpu": ()},
+    "current_platform": {"is_cpu": (), "is_sleep_mode_available": ()},
+    "CrossEncoderIOProcessor": {"render": ("render_params",), "get_score_prompt": ("data_1", "data_2")},
+    "ScoreQueriesDocumentsRequest": {
+        "model_validate": (),
+        "build_tok_params": ("model_config",),
+        "to_pooling_params": ("task",),
+    },
 }
 
 
@@ -138,11 +173,21 @@ def load() -> Vllm:
         version = str(getattr(importlib.import_module("vllm"), "__version__", "of unknown version"))
     except ImportError as error:
         raise VllmMismatchError(f"vLLM cannot be imported: {error}") from error
-    names = {name: _find(name, places) for name, places in _PLACES.items()}
+    return Vllm(version=version, **_names(Vllm, version))
+
+
+def load_scoring(version: str) -> VllmScoring:
+    """Imports what models that read pairs of texts need. Raises VllmMismatchError."""
+    return VllmScoring(**_names(VllmScoring, version))
+
+
+def _names(kind: type[Vllm | VllmScoring], version: str) -> dict[str, Any]:
+    wanted = [entry.name for entry in fields(kind) if entry.name in _PLACES]
+    names = {name: _find(name, _PLACES[name]) for name in wanted}
     problems = mismatches(names)
     if problems:
         raise VllmMismatchError(f"vLLM {version} is not as expected: {'; '.join(problems)}.")
-    return Vllm(version=version, **names)
+    return names
 
 
 def _find(name: str, places: tuple[str, ...]) -> Any:
@@ -156,11 +201,7 @@ def _find(name: str, places: tuple[str, ...]) -> Any:
 
 def mismatches(names: dict[str, Any]) -> list[str]:
     """What is missing among `names`, or lacks a method or parameter that Naru uses."""
-    problems = [
-        f"{name} is not in {' or '.join(_PLACES[name])}"
-        for name in (entry.name for entry in fields(Vllm))
-        if name in _PLACES and names.get(name) is None
-    ]
+    problems = [f"{name} is not in {' or '.join(_PLACES[name])}" for name in names if names[name] is None]
     for name, methods in _SHAPES.items():
         if names.get(name) is not None:
             problems += _misshapen(names[name], name, methods)

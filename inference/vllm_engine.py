@@ -14,11 +14,15 @@ from inference import vllm_compat
 from inference.engine import EngineCounters, EngineHandle, EngineRequest, PreparedRequest, ServedModel, Sink, Tokens
 from inference.engine_count import EngineCount
 from inference.vllm_compat import Vllm
+from inference.vllm_control import VllmControl
 from inference.vllm_errors import to_naru_error
-from inference.vllm_outputs import Outputs
+from inference.vllm_outputs import Outputs as TextOutputs
+from inference.vllm_pooling import PoolingPayload, VllmPooler
+from inference.vllm_pooling_outputs import PoolingOutputs
+from inference.vllm_pooling_prompts import make_pooler
 from inference.vllm_render import EnginePayload, VllmRenderer, make_renderer
 from inference.vllm_settings import VllmEngineConfig, cpu_environment, engine_arguments, environment
-from inference.vllm_submit import GenerateSubmitter, StepSubmitter, Submission, Submitter
+from inference.vllm_submit import GenerateSubmitter, Outputs, StepSubmitter, Submission, Submitter
 from inference.vllm_tokenize import VllmTokenizer
 from naru.errors import unavailable
 from naru.logs import Logger
@@ -34,6 +38,9 @@ class VllmHandle:
 
     submission: Submission
     outputs: Outputs
+
+    async def taken(self) -> None:
+        """See `EngineHandle.taken`. At once: what vLLM does not take, `submit` refuses."""
 
     async def cancel(self) -> None:
         """See `EngineHandle.cancel`."""
@@ -69,9 +76,10 @@ class VllmEngine:
         self._logger = logger
         self._vllm: Vllm | None = None
         self._engine: Any = None
-        self._renderer: VllmRenderer | None = None
+        self._renderer: VllmRenderer | VllmPooler | None = None
         self._submitter: Submitter | None = None
         self._models: tuple[ServedModel, ...] = ()
+        self._control: VllmControl | None = None
         self._count = EngineCount()
 
     async def start(self) -> None:
@@ -79,7 +87,7 @@ class VllmEngine:
 
         Raises:
             VllmMismatchError: The installed vLLM is not one that fits.
-            ValueError: `engine_args` names an argument that vLLM does not have.
+            ValueError: `engine_args` names an argument that vLLM does not have, or the model can do nothing that is served.
             Exception: Whatever keeps vLLM from loading the model.
         """
         self._set_variables(environment(self._config))
@@ -101,13 +109,11 @@ class VllmEngine:
     async def submit(self, prepared: PreparedRequest, sink: Sink) -> EngineHandle:
         """See `Engine.submit`. The sink is called within the engine's loop over a step, so it must be quick."""
         payload = prepared.payload
-        if not isinstance(payload, EnginePayload):
+        if not isinstance(payload, EnginePayload | PoolingPayload):
             raise TypeError("The request was prepared by another engine.")
         if self._vllm is None or self._submitter is None:
             raise unavailable("inference", "The engine is not running.")
-        choices = len(payload.choices)
-        counted = self._count.begin(choices, choices // payload.prompts)
-        outputs = Outputs(choices, payload.options, sink, counted, self._logger, readings=payload.readings)
+        outputs = self._outputs(payload, sink)
         try:
             submission = await self._submitter.submit(payload, outputs)
         except Exception as error:  # vLLM refuses in many ways; what is none of them goes on unchanged
@@ -127,11 +133,22 @@ class VllmEngine:
 
     def models(self) -> tuple[ServedModel, ...]:
         """See `Engine.models`. Empty before `start`."""
-        return self._models
+        return self._models + (() if self._control is None else self._control.adapters())
+
+    def control(self) -> VllmControl | None:
+        """See `Engine.control`. None before `start` and after `shutdown` too."""
+        return self._control
 
     def counters(self) -> EngineCounters:
         """See `Engine.counters`. A prompt is as long as vLLM's output says that it was."""
         return self._count.ended
+
+    def slots(self) -> int:
+        """See `Engine.slots`: what every one of the engine's data-parallel ranks runs. Not before `start`."""
+        config = self._engine.vllm_config
+        parallel = config.parallel_config
+        ranks = parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
+        return int(config.scheduler_config.max_num_seqs * ranks)
 
     def unfinished_requests(self) -> int:
         """See `Engine.unfinished_requests`."""
@@ -140,6 +157,10 @@ class VllmEngine:
     def healthy(self) -> bool:
         """See `Engine.healthy`. False before `start` and after `shutdown` too."""
         return self._engine is not None and not self._engine.errored
+
+    def available(self) -> bool:
+        """See `Engine.available`. All it needs is in this process and its own."""
+        return True
 
     async def responsive(self, timeout: float) -> bool:
         """See `Engine.responsive`. Asks the engine's process, which answers between two steps."""
@@ -155,7 +176,7 @@ class VllmEngine:
     async def shutdown(self, timeout: float) -> None:
         """See `Engine.shutdown`. What still runs ends with an error."""
         engine, self._engine = self._engine, None
-        self._renderer = self._submitter = None
+        self._renderer = self._submitter = self._control = None
         if engine is None:
             return
         if not engine.get_num_unfinished_requests():
@@ -167,27 +188,61 @@ class VllmEngine:
         gc.unfreeze()
         gc.collect()
 
+    def _outputs(self, payload: EnginePayload | PoolingPayload, sink: Sink) -> Outputs:
+        choices = len(payload.choices)
+        if isinstance(payload, PoolingPayload):
+            counted = self._count.begin(choices, 1)
+            return PoolingOutputs(choices, payload.pairs, sink, counted, self._logger, scores=payload.scores)
+        counted = self._count.begin(choices, choices // payload.prompts)
+        return TextOutputs(choices, payload.options, sink, counted, self._logger, readings=payload.readings)
+
     async def _build(self, vllm: Vllm) -> None:
-        on_cpu = bool(vllm.current_platform.is_cpu())
-        if on_cpu:
+        if vllm.current_platform.is_cpu():
             self._set_variables(cpu_environment())
-        bfloat16_is_fast = vllm_compat.bfloat16_is_fast()
-        arguments = _engine_args(vllm, engine_arguments(self._config, on_cpu=on_cpu, bfloat16_is_fast=bfloat16_is_fast))
+        arguments = _engine_args(vllm, self._arguments(vllm))
         engine = vllm.AsyncLLM.from_engine_args(arguments, usage_context=vllm.UsageContext.OPENAI_API_SERVER)
         self._vllm, self._engine = vllm, engine
         self._submitter = self._choose_submitter(vllm, engine)
         tasks = await engine.get_supported_tasks()
-        self._renderer = make_renderer(vllm, engine, tasks, self._config.parsers, self._logger)
-        self._renderer.warm_up()
-        await self._warm_up(vllm, engine)
-        self._models = (
-            ServedModel(
-                name=self._config.served_name,
-                owned_by="naru",
-                context_tokens=int(engine.model_config.max_model_len),
-                create_time=time.time(),
-            ),
+        base = ServedModel(
+            name=self._config.served_name,
+            owned_by="naru",
+            context_tokens=int(engine.model_config.max_model_len),
+            create_time=time.time(),
         )
+        self._control = VllmControl(vllm, engine, base)
+        self._renderer = await self._make_renderer(vllm, engine, tasks, self._control.lora_request)
+        self._models = (base,)
+
+    def _arguments(self, vllm: Vllm) -> dict[str, object]:
+        plain = engine_arguments(self._config, on_cpu=False, bfloat16_is_fast=False)
+        if not vllm.current_platform.is_cpu():
+            return plain
+        # What fits a machine without a GPU depends on what the model is.
+        model = _engine_args(vllm, plain).create_model_config()
+        return engine_arguments(
+            self._config,
+            on_cpu=True,
+            bfloat16_is_fast=vllm_compat.bfloat16_is_fast(),
+            pools=model.runner_type == "pooling",
+            longest=int(model.max_model_len),
+        )
+
+    async def _make_renderer(
+        self, vllm: Vllm, engine: Any, tasks: Any, lora_request: Callable[[str], Any]
+    ) -> VllmRenderer | VllmPooler:
+        """What prepares requests, and one request through the engine to warm it up."""
+        prompt = vllm.tokens_input([1] * _WARM_UP_PROMPT_TOKENS)
+        if "generate" in tasks:
+            renderer = make_renderer(vllm, engine, tasks, self._config.parsers, self._logger, lora_request=lora_request)
+            renderer.warm_up()
+            params = vllm.SamplingParams(max_tokens=_WARM_UP_OUTPUT_TOKENS, ignore_eos=True)
+            async for _ in engine.generate(prompt, params, self._new_id()):
+                pass
+            return renderer
+        pooler = make_pooler(vllm, engine, tasks, lora_request)
+        await pooler.warm_up(prompt, self._new_id())
+        return pooler
 
     def _tokenizer(self) -> VllmTokenizer:
         if self._vllm is None or self._renderer is None or not self.healthy():
@@ -205,12 +260,6 @@ class VllmEngine:
             "vllm_step_hook_missing", vllm=vllm.version, effect="a task per request, streams cost more"
         )
         return GenerateSubmitter(vllm, engine, self._new_id)
-
-    async def _warm_up(self, vllm: Vllm, engine: Any) -> None:
-        prompt = vllm.tokens_input([1] * _WARM_UP_PROMPT_TOKENS)
-        params = vllm.SamplingParams(max_tokens=_WARM_UP_OUTPUT_TOKENS, ignore_eos=True)
-        async for _ in engine.generate(prompt, params, self._new_id()):
-            pass
 
 
 def _engine_args(vllm: Vllm, arguments: dict[str, object]) -> Any:

@@ -98,7 +98,7 @@ def _path(location: Sequence[int | str], body: Any) -> list[int | str]:
 
 
 def _prompt_field(body: Mapping[str, Any]) -> str:
-    return "messages" if "messages" in body else "prompt"
+    return next((field for field in ("messages", "input", "documents") if field in body), "prompt")
 
 
 def _named_field(message: str, body: Mapping[str, Any]) -> str:

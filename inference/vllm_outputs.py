@@ -10,7 +10,7 @@ from typing import Any
 from inference.engine import ChoiceOutput, PromptOutput, Sink, TokenCandidate, TokenLogprob
 from inference.engine_count import RequestCount
 from inference.vllm_parsers import ChoiceParser
-from naru.errors import NaruError, Reason, unavailable
+from naru.errors import NaruError, Reason, invalid_argument, unavailable
 from naru.logs import Logger
 
 _LEAST_LOGPROB = -9999.0
@@ -23,16 +23,16 @@ class OutputOptions:
 
     Attributes:
         top_logprobs: How many candidates per token; -1 for all that the engine gives; None for no logprobs at all.
-        tokens_as_ids: Whether a candidate's text is "token_id:<id>", which unlike its text is never ambiguous.
         prompt_token_ids: Whether to tell the prompt's token ids.
         prompt_logprobs: Whether to tell how likely the prompt's tokens were; the engine has to know of it.
+        grammar: The field that brought what the answer has to keep to; empty when it is free.
     """
 
     top_logprobs: int | None = None
     token_ids: bool = False
-    tokens_as_ids: bool = False
     prompt_token_ids: bool = False
     prompt_logprobs: bool = False
+    grammar: str = ""
 
     @property
     def tells_prompt(self) -> bool:
@@ -140,6 +140,15 @@ class Outputs:
         )
         return NaruError(Reason.INTERNAL, "The model's answer could not be read.")
 
+    def _no_grammar(self, index: int) -> NaruError | None:
+        """What to say where the engine could make no grammar, or one that no text keeps to: it knows by the first token."""
+        field = self._options.grammar
+        if not field or self._tokens[index] > 1:
+            return None
+        return invalid_argument(
+            field, f"`{field}` holds a schema, pattern or grammar that is too complex, or that no text can keep to."
+        )
+
     def _read(self, index: int, completion: Any, output: Any) -> ChoiceOutput | None:
         """What to tell of an output; None while a parser holds it back."""
         reason = completion.finish_reason or ""
@@ -156,6 +165,7 @@ class Outputs:
             logprobs=() if options.top_logprobs is None else _logprobs(completion, options),
             token_ids=tuple(completion.token_ids) if options.token_ids else (),
             cached_prompt_tokens=output.num_cached_tokens or 0,
+            error=self._no_grammar(index) if reason == "error" else None,
         )
         if not self._readings:
             return told
@@ -195,8 +205,7 @@ def _prompt_logprobs(output: Any, reading: Reading, options: OutputOptions) -> t
     said = []
     for token_id, step in zip(output.prompt_token_ids, output.prompt_logprobs, strict=False):
         if step is None:
-            text = f"token_id:{token_id}" if options.tokens_as_ids else reading.decode(token_id)
-            said.append(TokenLogprob(TokenCandidate(text, 0.0, token_id), unknown=True))
+            said.append(TokenLogprob(TokenCandidate(reading.decode(token_id), 0.0, token_id), unknown=True))
         else:
             said.append(_token_logprob(token_id, step, options))
     return tuple(said)
@@ -211,16 +220,16 @@ def _logprobs(completion: Any, options: OutputOptions) -> tuple[TokenLogprob, ..
 
 
 def _token_logprob(token_id: int, step: Mapping[int, Any], options: OutputOptions) -> TokenLogprob:
-    chosen = _candidate(token_id, step.get(token_id), options)
+    chosen = _candidate(token_id, step.get(token_id))
     if options.top_logprobs == 0:
         return TokenLogprob(chosen)
     likeliest: Sequence[tuple[int, Any]] = sorted(step.items(), key=lambda entry: -entry[1].logprob)
     if options.top_logprobs is not None and options.top_logprobs > 0:
         likeliest = likeliest[: options.top_logprobs]
-    return TokenLogprob(chosen, tuple(_candidate(number, entry, options) for number, entry in likeliest))
+    return TokenLogprob(chosen, tuple(_candidate(number, entry) for number, entry in likeliest))
 
 
-def _candidate(token_id: int, entry: Any, options: OutputOptions) -> TokenCandidate:
-    text = f"token_id:{token_id}" if options.tokens_as_ids else (getattr(entry, "decoded_token", None) or "")
+def _candidate(token_id: int, entry: Any) -> TokenCandidate:
+    text = getattr(entry, "decoded_token", None) or ""
     logprob = _LEAST_LOGPROB if entry is None else max(entry.logprob, _LEAST_LOGPROB)
     return TokenCandidate(text, logprob, token_id, getattr(entry, "rank", None) or 0)

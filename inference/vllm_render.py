@@ -6,12 +6,12 @@ import asyncio
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from inference.engine import EngineRequest, PreparedRequest
-from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, read_body, too_long
+from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, not_supported, read_body, too_long
 from inference.parser_families import ParserNames
 from inference.vllm_compat import Vllm
 from inference.vllm_errors import from_response, to_naru_error
@@ -71,14 +71,24 @@ class VllmRenderer:
         supported_tasks: What the engine answered to `get_supported_tasks`.
         parsers: What reads tool calls and reasoning out of answers.
 
+        lora_request: What vLLM calls the adapter that a request names; None for the base model.
+
     Raises:
         ValueError: A parser is not known, or not for this model.
     """
 
-    def __init__(self, vllm: Vllm, engine: Any, supported_tasks: Any, parsers: ParserNames) -> None:
+    def __init__(
+        self,
+        vllm: Vllm,
+        engine: Any,
+        supported_tasks: Any,
+        parsers: ParserNames,
+        lora_request: Callable[[str], Any] = lambda _: None,
+    ) -> None:
         self._vllm = vllm
         self._engine = engine
         self._supported_tasks = supported_tasks
+        self._lora_request = lora_request
         self._model_config = engine.model_config
         self._context_tokens = int(engine.model_config.max_model_len)
         self._defaults: dict[str, Any] = engine.model_config.get_diff_sampling_param()
@@ -102,6 +112,7 @@ class VllmRenderer:
                 f"the model, or be none: {error}"
             ) from error
         self._parsers = Parsers(vllm, self._renderer, self._tokenizer, engine.model_config)
+        self._grammar_backend: str | None = None
 
     @property
     def online(self) -> Any:
@@ -109,8 +120,13 @@ class VllmRenderer:
         return self._renderer
 
     def warm_up(self) -> None:
-        """Compiles the chat template, so that the first request does not wait for it."""
+        """Compiles the chat template, so that the first request does not wait for it, and learns what keeps grammars."""
         self._renderer.warmup()
+        plain = self._vllm.CompletionRequest.model_validate({"prompt": "a", "structured_outputs": {"regex": "a"}})
+        params = plain.to_sampling_params(1, self._defaults)
+        processor = self._engine.input_processor
+        processor.process_inputs("", self._vllm.tokens_input([1]), params, supported_tasks=self._supported_tasks)
+        self._grammar_backend = params.structured_outputs._backend
 
     async def prepare(self, request: EngineRequest) -> PreparedRequest:
         """Renders, tokenises and validates a request.
@@ -142,14 +158,16 @@ class VllmRenderer:
         for prompt in prompts:
             length = self._vllm.extract_prompt_len(self._model_config, prompt)
             prompt_tokens += length
-            _set_cache_salt(prompt, request.cache_salt, body.get("cache_salt"))
+            set_cache_salt(prompt, request.cache_salt, body.get("cache_salt"))
             params = self._sampling_params(typed, body, chat, length, request.output_token_cap)
             self._check_prompt_logprobs(params.prompt_logprobs, prompt_tokens * choices_per_prompt(body), body)
             parsed = chat and self._parsers.wanted(typed)
             if parsed:
                 # One step at a time, also for an answer that is not streamed: see ChoiceParser.
                 params.output_kind = self._vllm.RequestOutputKind.DELTA
-            core_request = await self._validate(prompt, params, request.priority)
+            core_request = await self._validate(prompt, params, request)
+            if core_request.sampling_params.structured_outputs is not None:
+                options = replace(options, grammar=self._grammar_field(core_request.sampling_params, body))
             if parsed:
                 self._parsers.tell_engine(core_request, typed)
             made = _fan_out(len(choices), choices_per_prompt(body), prompt, core_request)
@@ -160,6 +178,17 @@ class VllmRenderer:
                 readings += [self._reading(typed, core_request, echo, chat=chat, parsed=parsed) for _ in made]
         payload = EnginePayload(tuple(choices), options, request.priority, len(prompts), tuple(readings))
         return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(choices), payload=payload)
+
+    def _grammar_field(self, params: Any, body: Mapping[str, Any]) -> str:
+        """The field that brought a grammar. Raises NaruError NOT_SUPPORTED for what only another library could keep.
+
+        vLLM chooses a library for each request, but its engine has only one: the first request's, for good. Left to
+        itself, one client's first request would choose for everybody, and what does not fit would fail in the engine.
+        """
+        field = next((name for name in ("structured_outputs", "response_format") if body.get(name)), "tools")
+        if params.structured_outputs._backend != self._grammar_backend:
+            raise not_supported(field, f"`{field}` holds a schema, pattern or grammar that the engine cannot keep to.")
+        return field
 
     def _check_prompt_logprobs(self, asked: int | None, prompt_tokens: int, body: Mapping[str, Any]) -> None:
         """`prompt_tokens`: of all prompts so far, once per choice, as often as they are told."""
@@ -245,10 +274,16 @@ class VllmRenderer:
         params.skip_clone = True
         return params
 
-    async def _validate(self, prompt: Any, params: Any, priority: int) -> Any:
+    async def _validate(self, prompt: Any, params: Any, request: EngineRequest) -> Any:
         processor = self._engine.input_processor
         validate = partial(
-            processor.process_inputs, "", prompt, params, supported_tasks=self._supported_tasks, priority=priority
+            processor.process_inputs,
+            "",
+            prompt,
+            params,
+            supported_tasks=self._supported_tasks,
+            lora_request=self._lora_request(request.model),
+            priority=request.priority,
         )
         # Compiling a grammar and tokenising bad words takes long enough to hold up everybody's tokens.
         if params.structured_outputs is not None or params.bad_words:
@@ -256,18 +291,26 @@ class VllmRenderer:
         return validate()
 
 
-def make_renderer(vllm: Vllm, engine: Any, supported_tasks: Any, parsers: ParserNames, logger: Logger) -> VllmRenderer:
+def make_renderer(
+    vllm: Vllm,
+    engine: Any,
+    supported_tasks: Any,
+    parsers: ParserNames,
+    logger: Logger,
+    *,
+    lora_request: Callable[[str], Any] = lambda _: None,
+) -> VllmRenderer:
     """A VllmRenderer; without parsers where those that were guessed do not fit, as an old model's of a family may not.
 
     Raises ValueError as VllmRenderer does, for parsers that the operator named.
     """
     try:
-        return VllmRenderer(vllm, engine, supported_tasks, parsers)
+        return VllmRenderer(vllm, engine, supported_tasks, parsers, lora_request)
     except ValueError as error:
         if not parsers.guessed:
             raise
         logger.warning("vllm_parsers_do_not_fit", problem=str(error), effect="tools cannot be called")
-        return VllmRenderer(vllm, engine, supported_tasks, ParserNames())
+        return VllmRenderer(vllm, engine, supported_tasks, ParserNames(), lora_request)
 
 
 def _fan_out(first: int, count: int, prompt: Any, core_request: Any) -> list[EngineChoice]:
@@ -286,7 +329,7 @@ def _fan_out(first: int, count: int, prompt: Any, core_request: Any) -> list[Eng
     return choices
 
 
-def _set_cache_salt(prompt: Any, tenant: str, client: str | None) -> None:
+def set_cache_salt(prompt: Any, tenant: str, client: str | None) -> None:
     """Keeps tenants from finding each other's prompts in the prefix cache; a client's salt only separates further."""
     if tenant and client:
         prompt["cache_salt"] = hashlib.sha256(f"{len(tenant)}:{tenant}{client}".encode()).hexdigest()
@@ -317,7 +360,6 @@ def _output_options(body: Mapping[str, Any], chat: bool, *, stream: bool) -> Out
     return OutputOptions(
         top_logprobs=-1 if top is not None and body.get("logprob_token_ids") else top,
         token_ids=bool(body.get("return_token_ids")),
-        tokens_as_ids=bool(body.get("return_tokens_as_token_ids")),
         prompt_token_ids=bool(body.get("return_token_ids")),
         prompt_logprobs=not stream and (body.get("prompt_logprobs") is not None),
     )

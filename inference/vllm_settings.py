@@ -10,6 +10,13 @@ from inference.parser_families import ParserNames
 
 CPU_CACHE_BYTES = 1 << 30
 CPU_CONTEXT_TOKENS = 2048
+SPARE_ADAPTERS_ON_CPU = 1
+"""Of the places for adapters, how many stay empty where there is no GPU.
+
+vLLM's own operations for such machines look for the adapter of a request that has none at place -1, which is the last one:
+whatever is there changes what the base model says, wherever both kinds of requests share a step. So there must be one place
+more than there are adapters, which none ever gets.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +36,24 @@ class VllmEngineConfig:
     parsers: ParserNames = field(default_factory=ParserNames)
 
 
-def engine_arguments(config: VllmEngineConfig, *, on_cpu: bool, bfloat16_is_fast: bool) -> dict[str, object]:
+def engine_arguments(
+    config: VllmEngineConfig, *, on_cpu: bool, bfloat16_is_fast: bool, pools: bool = False, longest: int | None = None
+) -> dict[str, object]:
     """The arguments of `AsyncEngineArgs`.
 
+    Args:
+        config: What to serve.
+        on_cpu: Whether there is no GPU.
+        bfloat16_is_fast: Whether this machine's processor computes in it.
+        pools: Whether the model makes vectors instead of text.
+        longest: The longest context that the model can have; None when that is not known.
+
     Without a GPU: no compilation (it takes minutes), 1 GiB of cache (vLLM would take nearly all memory), a context of
-    2,048 tokens, and bfloat16 where the processor computes in it; where it does not, float32 generates several times as
-    fast for twice the memory. Everywhere: no statistics (they cost time per token; Naru counts itself), and 60 seconds for
-    the engine's process to finish what runs when a signal meant for the service reaches it too.
+    2,048 tokens where the model can have one, and bfloat16 where the processor computes in it; where it does not, float32
+    generates several times as fast for twice the memory. Models that make vectors are small: they compute in float32, as
+    exactly as they can. Of adapters there is one place more than may be loaded: see `SPARE_ADAPTERS_ON_CPU`. Everywhere: no
+    statistics (they cost time per token; Naru counts itself), and 60 seconds for the engine's process to finish what runs
+    when a signal meant for the service reaches it too.
     """
     arguments: dict[str, object] = {
         "model": config.model,
@@ -51,10 +69,16 @@ def engine_arguments(config: VllmEngineConfig, *, on_cpu: bool, bfloat16_is_fast
         arguments |= {
             "enforce_eager": True,
             "kv_cache_memory_bytes": CPU_CACHE_BYTES,
-            "max_model_len": CPU_CONTEXT_TOKENS,
-            "dtype": "bfloat16" if bfloat16_is_fast else "float32",
+            "max_model_len": CPU_CONTEXT_TOKENS if longest is None else min(CPU_CONTEXT_TOKENS, longest),
+            "dtype": "bfloat16" if bfloat16_is_fast and not pools else "float32",
         }
-    return arguments | dict(config.engine_args)
+    arguments |= config.engine_args
+    if on_cpu and arguments.get("enable_lora"):
+        most = arguments.get("max_cpu_loras") or arguments.get("max_loras") or 1
+        if isinstance(most, int):
+            slots = most + SPARE_ADAPTERS_ON_CPU
+            arguments |= {"max_loras": slots, "max_cpu_loras": slots}
+    return arguments
 
 
 def environment(config: VllmEngineConfig) -> dict[str, str]:

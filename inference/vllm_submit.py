@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from inference.vllm_compat import Vllm
-from inference.vllm_outputs import Outputs
+from inference.vllm_pooling import PoolingPayload
 from inference.vllm_render import EngineChoice, EnginePayload
+
+Payload = EnginePayload | PoolingPayload
+
+
+class Outputs(Protocol):
+    """Takes what the engine puts out for the choices of one request."""
+
+    def take(self, index: int, output: Any) -> None:
+        """Takes an output of vLLM's for a choice, or an exception. Never raises."""
+
+    def mute(self) -> None:
+        """Delivers and counts nothing more."""
 
 
 class Submission(Protocol):
@@ -22,7 +34,7 @@ class Submission(Protocol):
 class Submitter(Protocol):
     """A way into the engine."""
 
-    async def submit(self, payload: EnginePayload, outputs: Outputs) -> Submission:
+    async def submit(self, payload: Payload, outputs: Outputs) -> Submission:
         """Hands all choices over, or none: then it raises what vLLM raised and `outputs` hears nothing more."""
 
 
@@ -56,7 +68,7 @@ class StepSubmitter:
         self._engine = engine
         self._new_id = new_id
 
-    async def submit(self, payload: EnginePayload, outputs: Outputs) -> Submission:
+    async def submit(self, payload: Payload, outputs: Outputs) -> Submission:
         """See `Submitter`."""
         engine = self._engine
         if engine.errored:
@@ -98,7 +110,7 @@ class StepSubmission:
 
 
 class GenerateSubmitter:
-    """Submits by vLLM's public `generate()`, at the price of a task per choice.
+    """Submits by vLLM's public `generate()` and `encode()`, at the price of a task per choice.
 
     Args:
         engine: The AsyncLLM.
@@ -111,7 +123,7 @@ class GenerateSubmitter:
         self._new_id = new_id
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, payload: EnginePayload, outputs: Outputs) -> Submission:
+    async def submit(self, payload: Payload, outputs: Outputs) -> Submission:
         """See `Submitter`."""
         if self._engine.errored:
             raise self._vllm.EngineDeadError
@@ -129,18 +141,23 @@ class GenerateSubmitter:
 
     async def _generate(self, request_id: str, choice: EngineChoice, priority: int, outputs: Outputs) -> None:
         try:
-            produced = self._engine.generate(
-                choice.prompt,
-                choice.params,
-                request_id,
-                priority=priority,
-                reasoning_ended=choice.core_request.reasoning_ended,
-                reasoning_parser_kwargs=choice.core_request.reasoning_parser_kwargs,
-            )
-            async for output in produced:
+            async for output in self._begin(request_id, choice, priority):
                 outputs.take(choice.index, output)
         except Exception as error:  # noqa: BLE001 -- whatever the engine raised is how this choice ended
             outputs.take(choice.index, error)
+
+    def _begin(self, request_id: str, choice: EngineChoice, priority: int) -> AsyncIterator[Any]:
+        core = choice.core_request
+        more: dict[str, Any] = {"lora_request": core.lora_request}
+        begin = self._engine.encode
+        if core.pooling_params is None:
+            begin = self._engine.generate
+            more |= {
+                "reasoning_ended": core.reasoning_ended,
+                "reasoning_parser_kwargs": core.reasoning_parser_kwargs,
+            }
+        produced: AsyncIterator[Any] = begin(choice.prompt, choice.params, request_id, priority=priority, **more)
+        return produced
 
 
 class GenerateSubmission:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from inference.grammar_limits import check_grammars
 from inference.openai_body import not_supported
 from naru.errors import invalid_argument
 
@@ -159,6 +160,7 @@ def _check_structure(body: Mapping[str, Any]) -> None:
     if isinstance(named, dict) and not isinstance(named.get("schema"), dict | bool):
         field = "response_format.json_schema.schema"
         raise invalid_argument(field, f"`{field}` must be a JSON schema.")
+    check_grammars(body)
     for field in ("structured_outputs", "response_format", "tools"):
         if body.get(field) and _holds_huge_integer(body[field]):
             raise invalid_argument(

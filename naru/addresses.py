@@ -1,4 +1,4 @@
-"""Whose address a request comes from, when proxies stand in between. Pure."""
+"""Addresses of callers: whose a request comes from when proxies stand in between, and what they belong to. Pure."""
 
 from __future__ import annotations
 
@@ -44,6 +44,31 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
 
+def is_within(address: str, networks: Iterable[str]) -> bool:
+    """Whether an address lies in one of the networks, in CIDR notation; what is malformed allows nothing."""
+    try:
+        parsed = _unmapped(ipaddress.ip_address(address))
+        return any(parsed in ipaddress.ip_network(network, strict=False) for network in networks)
+    except ValueError:
+        return False
+
+
+def network_of(address: str) -> str:
+    """What one caller may choose addresses from: an IPv6 /64, an IPv4 address; what is no address, as it is."""
+    try:
+        parsed = _unmapped(ipaddress.ip_address(address))
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed.packed[:8] + bytes(8), 64)))
+    return str(parsed)
+
+
+def _unmapped(address: Address) -> Address:
+    """A dual-stack socket shows an IPv4 caller as ::ffff:a.b.c.d."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def _parse(text: str) -> Address | None:
     """The address in "192.0.2.1", "192.0.2.1:4711", "2001:db8::1" or "[2001:db8::1]:4711"."""
     text = text.strip()
@@ -52,7 +77,6 @@ def _parse(text: str) -> Address | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        return _unmapped(ipaddress.ip_address(text.partition("%")[0]))
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address

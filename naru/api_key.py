@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from naru.errors import invalid_api_key
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+PREFIX = "sk-naru-"
 KEY_ID_LENGTH = 12
 SECRET_LENGTH = 43
 PATTERN = re.compile(r"sk-naru-([0-9A-Za-z]{12})-([0-9A-Za-z]{43})-([0-9A-Za-z]{6})")
@@ -33,12 +34,12 @@ class ParsedKey:
 
 def generate(random_bytes: Callable[[int], bytes]) -> str:
     """Makes a key from `random_bytes(n)`, such as `os.urandom`: 256 random bits of secret, 71 of public id."""
-    return format_key(_base62(random_bytes, KEY_ID_LENGTH), _base62(random_bytes, SECRET_LENGTH))
+    return format_key(base62(random_bytes, KEY_ID_LENGTH), base62(random_bytes, SECRET_LENGTH))
 
 
 def format_key(key_id: str, secret: str) -> str:
     """Puts the parts together and adds the checksum."""
-    body = f"sk-naru-{key_id}-{secret}"
+    body = f"{PREFIX}{key_id}-{secret}"
     return f"{body}-{_checksum(body)}"
 
 
@@ -59,8 +60,8 @@ def _checksum(body: str) -> str:
     return digits
 
 
-def _base62(random_bytes: Callable[[int], bytes], length: int) -> str:
-    """Unbiased: bytes from 248 up are thrown away."""
+def base62(random_bytes: Callable[[int], bytes], length: int) -> str:
+    """Random letters and digits. Unbiased: bytes from 248 up are thrown away."""
     digits: list[str] = []
     while len(digits) < length:
         digits += [_ALPHABET[byte % 62] for byte in random_bytes(length) if byte < 248]

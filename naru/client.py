@@ -9,9 +9,15 @@ from typing import Any, TypeVar
 import grpc
 
 from naru import context, deadline
+from naru.balancing import Target
 from naru.convert import principal_to_proto
 from naru.identity import Principal
-from naru.interceptors import PRINCIPAL_METADATA, REQUEST_ID_METADATA, SERVICE_TOKEN_METADATA
+from naru.interceptors import (
+    CLIENT_ADDRESS_METADATA,
+    PRINCIPAL_METADATA,
+    REQUEST_ID_METADATA,
+    SERVICE_TOKEN_METADATA,
+)
 from naru.server import TRANSPORT_OPTIONS
 from naru.status import error_from_rpc
 from naru.tracing import Tracing
@@ -25,7 +31,7 @@ class ServiceClient:
     """One channel to one service. Make it inside the running event loop; gRPC's objects belong to it.
 
     Args:
-        address: host:port.
+        address: host:port, or the target that several replicas are.
         name: What the service is called in errors.
         service_token: Calls as a service.
         credential: Calls as whoever owns this API key, when there is no service token.
@@ -33,7 +39,7 @@ class ServiceClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | Target,
         *,
         name: str,
         service_token: str | None = None,
@@ -41,13 +47,16 @@ class ServiceClient:
         tracing: Tracing | None = None,
     ) -> None:
         self.name = name
+        target = address if isinstance(address, Target) else Target(address)
         self.channel = grpc.aio.insecure_channel(
-            address,
-            # A peer that restarts is tried again soon; gRPC's own ceiling is two minutes.
+            target.uri,
+            # A peer that restarts is tried again soon; gRPC's own ceiling is two minutes. The second of the three is how long
+            # a connection may take to be made: a busy peer is late, and no attempt that it answers must be given up before.
             options=[
                 *TRANSPORT_OPTIONS,
+                *target.options,
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 1_000),
                 ("grpc.max_reconnect_backoff_ms", 1_000),
             ],
             interceptors=(tracing or Tracing()).client_interceptors(),
@@ -94,6 +103,12 @@ class ServiceClient:
         finally:
             call.cancel()
 
+    def converse(
+        self, method: grpc.aio.StreamStreamMultiCallable[Request, Response]
+    ) -> grpc.aio.StreamStreamCall[Request, Response]:
+        """Opens a stream in both directions that lives until the caller cancels it; see `naru.conversation`."""
+        return method(metadata=self._metadata)
+
     async def _messages(self, call: Any) -> AsyncIterator[Any]:
         try:
             async for message in call:
@@ -108,6 +123,8 @@ class ServiceClient:
             metadata = (*metadata, (REQUEST_ID_METADATA, request.request_id))
         if on_behalf_of is not None:
             metadata = (*metadata, (PRINCIPAL_METADATA, principal_to_proto(on_behalf_of).SerializeToString()))
+            if request is not None and request.client_address:
+                metadata = (*metadata, (CLIENT_ADDRESS_METADATA, request.client_address))
         return metadata
 
     async def close(self) -> None:

@@ -11,6 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from naru.balancing import target_of
+
+FINISH, END = "finish", "end"
+"""What becomes of requests that run when their credential stops working."""
 SERVICES = ("edge", "authsvc", "accounting", "inference", "up")
 """Prefixes of variables that belong to one process; the others ignore them."""
 
@@ -51,10 +55,21 @@ class ServiceConfig:
         shared=True,
     )
     reflection: bool = setting(False, "Whether gRPC reflection answers callers that have a credential.", shared=True)
-    authsvc_address: str = setting("127.0.0.1:50051", "host:port of authsvc.", shared=True)
+    authsvc_address: str = setting(
+        "127.0.0.1:50051",
+        "host:port of authsvc; of several replicas a name that has all their addresses, or ip:port of each, separated by"
+        " commas.",
+        shared=True,
+    )
     accounting_address: str = setting("127.0.0.1:50052", "host:port of accounting.", shared=True)
     inference_addresses: tuple[str, ...] = setting(
         ("127.0.0.1:50053",), "host:port of each inference replica, separated by commas.", shared=True
+    )
+    revoked_requests: str = setting(
+        FINISH,
+        "What becomes of requests that run when their key or token is revoked or blocked: finish (they go on) or end (they"
+        " end with an error, and what was generated is billed).",
+        shared=True,
     )
     lease_seconds: float = setting(
         60.0,
@@ -118,6 +133,12 @@ def _check(config: ServiceConfig) -> None:
     for name, port in (("PORT", config.port), ("OPS_PORT", config.ops_port)):
         if not 0 <= port < 65536:
             raise ConfigError(f"{prefix}{name} must be from 0 to 65535, not {port}")
+    if config.revoked_requests not in (FINISH, END):
+        raise ConfigError(f"NARU_REVOKED_REQUESTS must be {FINISH} or {END}, not {config.revoked_requests!r}")
+    try:
+        target_of(config.authsvc_address)
+    except ValueError as error:
+        raise ConfigError(f"NARU_AUTHSVC_ADDRESS: {error}") from error
     if not 0 < config.lease_seconds < math.inf:
         raise ConfigError(f"NARU_LEASE_SECONDS must be more than 0 seconds, not {config.lease_seconds}")
     if not 0 <= config.shutdown_grace < math.inf:

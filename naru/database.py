@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -15,9 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from naru.errors import NaruError, Reason, unavailable
 from naru.logs import get_logger
+from naru.sqlite import SqliteConnection
 
 _TIMEOUT_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
+_SINGLE_CONNECTIONS = 3
 # SQLSTATE classes: connection, authorisation, missing database, resources, operator intervention, system error.
 _OUTAGE_STATES = ("08", "28", "3D", "53", "57P", "58")
 _SQLITE_PRAGMAS = (
@@ -48,6 +50,7 @@ class Database:
             # The cause would show the URL, and so the password.
             raise ValueError("the database URL is malformed") from None
         self._engine = _engine(parsed)
+        self._single = _single_engine(parsed)
         self._writing = self._engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
 
     @property
@@ -69,9 +72,30 @@ class Database:
             async with self._writing.begin() as connection:
                 yield connection
 
+    async def read_rows(
+        self, statement: sa.Select[Any], parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[sa.Row[Any]]:
+        """All rows of one statement, which is one snapshot, without the round trips of a transaction around it.
+
+        Raises NaruError SERVICE_UNAVAILABLE when the database is away.
+        """
+        if self._single is None:
+            async with self.reading() as connection:
+                return (await connection.execute(statement, parameters)).all()
+        with translated():
+            try:
+                return await _rows(self._single, statement, parameters)
+            except exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            # The connection was of before the database restarted; now all such connections are gone.
+            return await _rows(self._single, statement, parameters)
+
     async def close(self) -> None:
         """Closes every connection."""
         await self._engine.dispose()
+        if self._single is not None:
+            await self._single.dispose()
 
 
 async def answering(action: Callable[[], Awaitable[Result]], *, seconds: float, stopping: asyncio.Event) -> Result:
@@ -126,7 +150,11 @@ def _engine(url: sa.URL) -> AsyncEngine:
             if url.database in (None, "", ":memory:"):
                 raise ValueError("a SQLite database needs a file: sqlite+aiosqlite:///<path>")
             directory = Path(str(url.database)).parent
-            engine = create_async_engine(url, hide_parameters=True, connect_args={"timeout": _TIMEOUT_SECONDS})
+            engine = create_async_engine(
+                url,
+                hide_parameters=True,
+                connect_args={"timeout": _TIMEOUT_SECONDS, "async_creator_fn": SqliteConnection},
+            )
             sa.event.listen(engine.sync_engine, "do_connect", lambda *_: directory.mkdir(parents=True, exist_ok=True))
             sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
             sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -143,6 +171,28 @@ def _engine(url: sa.URL) -> AsyncEngine:
             )
         case driver:
             raise ValueError(f"the database driver {driver!r} is not one of sqlite+aiosqlite, postgresql+asyncpg")
+
+
+def _single_engine(url: sa.URL) -> AsyncEngine | None:
+    """For single statements on PostgreSQL: no transaction, and no question before each whether the connection still works."""
+    if url.drivername != "postgresql+asyncpg":
+        return None
+    return create_async_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=_SINGLE_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=_TIMEOUT_SECONDS,
+        hide_parameters=True,
+        connect_args={"timeout": _TIMEOUT_SECONDS, "command_timeout": _TIMEOUT_SECONDS},
+    )
+
+
+async def _rows(
+    engine: AsyncEngine, statement: sa.Select[Any], parameters: Mapping[str, Any] | None
+) -> Sequence[sa.Row[Any]]:
+    async with engine.connect() as connection:
+        return (await connection.execute(statement, parameters)).all()
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:

@@ -7,6 +7,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -25,11 +26,15 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scopes:
-    """What narrows a credential; an empty tuple allows everything."""
+    """What narrows a credential; an empty tuple allows everything. Models and endpoints are globs."""
 
     models: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
     source_cidrs: tuple[str, ...] = ()
+
+    def allows_endpoint(self, endpoint: str) -> bool:
+        """Whether a route, such as "/v1/models", or an RPC by its full name may be used."""
+        return not self.endpoints or any(fnmatchcase(endpoint, glob) for glob in self.endpoints)
 
 
 @dataclass(frozen=True, slots=True)

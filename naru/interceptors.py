@@ -28,6 +28,8 @@ SERVICE_TOKEN_METADATA = "x-naru-service-token"  # noqa: S105 -- the name of a h
 REQUEST_ID_METADATA = "x-request-id"
 PRINCIPAL_METADATA = "naru-principal-bin"
 """A serialised `naru.api.common.v1.Principal`: whose call it is that the edge makes."""
+CLIENT_ADDRESS_METADATA = "x-naru-client-address"
+"""Where that principal's own request came from."""
 
 Handler = Callable[[Any, Any], Any]
 _log = get_logger(__name__)
@@ -175,7 +177,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 caller=caller,
                 method=method,
                 traceparent=metadata.get("traceparent", ""),
-                client_address="" if principal else address_of_peer(call.peer()),
+                # Who may name a principal was checked, and is believed about its address too.
+                client_address=metadata.get(CLIENT_ADDRESS_METADATA, "") if principal else address_of_peer(call.peer()),
             )
             # Never undone: gRPC gives each RPC a task, and so a context, of its own.
             context.enter(request)

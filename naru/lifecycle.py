@@ -20,6 +20,8 @@ from naru import config as configuration
 from naru import logs
 
 EXIT_OK, EXIT_CRASH, EXIT_CONFIG = 0, 1, 2
+# How long a cancelled task may go on before it is told again.
+_DEAF_SECONDS = 5.0
 # Objects that are made before Python looks for those that hold only each other.
 _GARBAGE_OBJECTS = 50_000
 _log = logs.get_logger(__name__)
@@ -66,8 +68,14 @@ class Background:
             await asyncio.wait(list(self._finite), timeout=grace)
         tasks = [*self._endless, *self._finite]
         self._endless.clear()
-        for task in tasks:
-            task.cancel()
+        pending = set(tasks)
+        while pending:
+            for task in pending:
+                task.cancel()
+            # Told again when it did not hear: a library may take a cancellation for its own, as `asyncio.wait_for` of 3.11 does.
+            _, pending = await asyncio.wait(pending, timeout=_DEAF_SECONDS)
+            for task in pending:
+                _log.warning("a task does not end although it was cancelled", task=task.get_name())
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -156,7 +164,7 @@ async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
         _log.info("starting", config=configuration.describe(config))
         try:
             async with _closing(lifecycle), running(config, lifecycle) as service:
-                _rarely_look_for_garbage()
+                rarely_look_for_garbage()
                 _log.info("serving", port=service.port, ops_port=service.ops_port)
                 await lifecycle.wait()
                 _log.info("stopping")
@@ -173,7 +181,7 @@ async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
     return EXIT_CRASH if lifecycle.failed else EXIT_OK
 
 
-def _rarely_look_for_garbage() -> None:
+def rarely_look_for_garbage() -> None:
     """What a service is made of stays, and a batch of requests makes more objects than Python waits for by default."""
     gc.collect()
     gc.freeze()

@@ -59,6 +59,9 @@ def configure(service: str, level: str = "info") -> None:
     root.setLevel(level.upper())
     # One line per request is the access log's business; these would add one each.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    # These would add one for each request to an upstream, and at debug level what it says.
+    for library in ("httpx", "httpx2", "httpcore", "httpcore2", "openai"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def get_logger(name: str) -> Logger:

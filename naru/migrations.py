@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -10,6 +12,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from naru.database import Database
 
@@ -28,22 +31,32 @@ class Migrations:
         # Any number that nothing else in the database locks with.
         self._advisory_lock = zlib.crc32(version_table.encode())
 
-    async def upgrade(self, database: Database) -> None:
-        """Brings the schema up to date. Of two at once, one waits for the other and then finds nothing to do."""
-        async with database.writing() as connection:
-            if database.is_postgresql:
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(self._advisory_lock)))
-            await connection.run_sync(self._upgrade)
+    async def upgrade(self, database: Database, revision: str = "head") -> None:
+        """Brings the schema up to date, or to a revision. Of two at once, one waits and then finds nothing to do."""
+        async with self._alone(database) as connection:
+            await connection.run_sync(self._run, command.upgrade, revision)
+
+    async def downgrade(self, database: Database, revision: str) -> None:
+        """Takes the schema back to a revision; "base" is nothing. What the newer one alone could hold is lost."""
+        async with self._alone(database) as connection:
+            await connection.run_sync(self._run, command.downgrade, revision)
 
     async def is_current(self, database: Database) -> bool:
         """Whether the schema is the one this build works with."""
         async with database.reading() as connection:
             return await connection.run_sync(self._is_current)
 
-    def _upgrade(self, connection: sa.Connection) -> None:
+    @asynccontextmanager
+    async def _alone(self, database: Database) -> AsyncIterator[AsyncConnection]:
+        async with database.writing() as connection:
+            if database.is_postgresql:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(self._advisory_lock)))
+            yield connection
+
+    def _run(self, connection: sa.Connection, step: Callable[[Config, str], None], revision: str) -> None:
         config = self._config()
         config.attributes.update(connection=connection, version_table=self._version_table)
-        command.upgrade(config, "head")
+        step(config, revision)
 
     def _is_current(self, connection: sa.Connection) -> bool:
         found = MigrationContext.configure(connection, opts={"version_table": self._version_table})

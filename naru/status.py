@@ -36,6 +36,7 @@ GRPC_CODES: dict[Reason, grpc.StatusCode] = {
     Reason.IDEMPOTENCY_CONFLICT: grpc.StatusCode.ALREADY_EXISTS,
     Reason.IDEMPOTENCY_IN_FLIGHT: grpc.StatusCode.ABORTED,
     Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.INVALID_CREDENTIALS: grpc.StatusCode.UNAUTHENTICATED,
 }
 
 

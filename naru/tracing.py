@@ -1,7 +1,7 @@
 """OpenTelemetry traces, on when `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 
-The session RPC is left out of gRPC's instrumentation: it lives as long as the process, so each request's span starts from
-the `traceparent` that its Submit carries.
+The session RPCs are left out of gRPC's instrumentation: they live as long as the process, so each request's span starts from
+the `traceparent` that its message carries.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 _UNTRACED = filters.negate(
     filters.any_of(
         filters.method_name("GenerateSession"),
+        filters.method_name("ReserveSession"),
         filters.method_name("WatchInvalidations"),
         filters.service_name("grpc.health.v1.Health"),
         filters.service_prefix("grpc.reflection"),

@@ -20,11 +20,11 @@ from accounting.catalogue.management import (
 from accounting.catalogue.store import CatalogueStore
 from accounting.catalogue.tier_file import BUILT_IN
 from accounting.limits import Budget, check_rule, check_subject
-from accounting.paging import page_size, read_token
 from accounting.quota import LimitScope
 from naru.clock import Clock
 from naru.errors import invalid_argument, not_found
 from naru.identity import Caller
+from naru.paging import page_size, read_token
 
 DESCRIPTION_CHARACTERS_MAX = 200
 SCOPE_ID_CHARACTERS_MAX = 128

@@ -83,22 +83,25 @@ class Catalogue:
         return frozenset(found for found in (*of_tiers, *of_budgets) if found[2].window is LimitWindow.TOTAL)
 
     def limits(self, principal: Principal, client_address: str = "", model: str = "") -> tuple[Limit, ...]:
-        """The limits of a request: of its tier, the budgets of everybody whom it counts for, and its workspace's credit."""
+        """The limits of a request: of its tier, the budgets of everybody whom it counts for, and its workspace's credit.
+
+        What limits a model limits its adapters, `<base model>:<adapter>`, too: together with it, beside limits of their own.
+        """
         # Addresses are many: where none is limited, they tell nothing apart.
         return self._limits(principal, client_address if self._knows_addresses else "", model)
 
     def _find_limits(self, principal: Principal, client_address: str, model: str) -> tuple[Limit, ...]:
         whom = subjects(principal, client_address)
-        caller = caller_scope(principal)
+        caller, models = caller_scope(principal), ("", *_names(model))
         found = []
         for one in self.tier(principal.tier).limits:
             scope = caller if one.scope is LimitScope.CALLER else one.scope
-            if scope in whom and one.rule.model in ("", model):
+            if scope in whom and one.rule.model in models:
                 found.append(one.rule.limit_of(scope, whom[scope]))
         if self._budgets:
             for scope, scope_id in whom.items():
                 for budget in self._budgets.get((scope, scope_id), ()):
-                    if budget.rule.model in ("", model):
+                    if budget.rule.model in models:
                         found.append(budget.rule.limit_of(scope, scope_id))
         credit = self._credit.get(principal.workspace_id)
         if credit is not None:
@@ -111,7 +114,7 @@ class Catalogue:
         Neither height nor manner is part of that: two limits on the same thing count together, and here have a height of 0.
         """
         whom = subjects(principal, "")
-        caller = caller_scope(principal)
+        caller, models = caller_scope(principal), ("", *_names(model))
         rules = [
             (caller if one.scope is LimitScope.CALLER else one.scope, one.rule)
             for tier in self._tiers.values()
@@ -121,7 +124,7 @@ class Catalogue:
         return frozenset(
             Limit(scope, whom[scope], rule.kind, window, 0, rule.model)
             for scope, rule in rules
-            if rule.window is window and scope in whom and rule.model in ("", model)
+            if rule.window is window and scope in whom and rule.model in models
         )
 
     def counts_tiers(self, window: LimitWindow) -> bool:
@@ -139,14 +142,19 @@ class Catalogue:
 
         An adapter, `<base model>:<adapter>`, that nobody set a price for costs what its base model does.
         """
-        base, adapted, _ = model.rpartition(":")
-        for name in (model, base) if adapted else (model,):
+        for name in _names(model):
             for whose in (workspace_id, ""):
                 history = self._prices.get((name, whose))
                 price = history.at(time) if history else None
                 if price is not None:
                     return price
         return None
+
+
+def _names(model: str) -> tuple[str, ...]:
+    """A model's name, and that of its base where it is an adapter, `<base model>:<adapter>`."""
+    base, adapted, _ = model.rpartition(":")
+    return (model, base) if adapted else (model,)
 
 
 def credit_limit(workspace_id: str, credit: int) -> Limit:

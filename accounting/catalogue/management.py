@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from accounting.paging import Position, write_token
 from naru.errors import NaruError, Reason, invalid_argument
 from naru.identity import Caller
 from naru.ids import is_uuid
+from naru.paging import Position, write_token
 
 MICROS = 1_000_000
 Refresh = Callable[[], Awaitable[None]]

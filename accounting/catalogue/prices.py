@@ -19,10 +19,10 @@ from accounting.catalogue.management import (
     requested_id,
 )
 from accounting.catalogue.store import CatalogueStore
-from accounting.paging import page_size, read_token
 from naru.clock import Clock
 from naru.errors import invalid_argument
 from naru.identity import Caller, Role
+from naru.paging import page_size, read_token
 from naru.pricing import MAX_UNIT_PRICE, UnitPrices
 
 NOTICE_MICROS = 2 * MICROS

@@ -19,9 +19,9 @@ from accounting.catalogue.management import (
 from accounting.catalogue.store import CatalogueStore
 from accounting.catalogue.tier_file import BUILT_IN
 from accounting.limits import Tier, check_tier
-from accounting.paging import page_size, read_token
 from naru.clock import Clock
 from naru.errors import NaruError, invalid_argument, not_found
+from naru.paging import page_size, read_token
 
 _NAME = re.compile("[a-z][a-z0-9_-]{0,63}")
 

@@ -31,10 +31,10 @@ from accounting.ledger.ledger import (
 from accounting.ledger.store import EntryFilter, LedgerStore
 from accounting.limiter.balances import Balances
 from accounting.limiter.limiter import Booked, Limiter
-from accounting.paging import page_size, read_token
 from naru.clock import Clock
 from naru.errors import NaruError, Reason, invalid_argument
 from naru.identity import Caller, Role
+from naru.paging import page_size, read_token
 
 _METHOD = "/naru.api.accounting.v1.LedgerService/{}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -47,10 +48,15 @@ def principal_from_bytes(serialised: bytes) -> Principal:
     return checks.principal(principal_from_proto(principal_pb2.Principal.FromString(serialised)))
 
 
+def remembered_principals() -> Callable[[bytes], Principal]:
+    """`principal_from_bytes` that remembers the last 4,096, since the same callers come again and again."""
+    return lru_cache(4_096)(principal_from_bytes)
+
+
 def reservation_from_proto(
     message: quota_service_pb2.Reservation, principal_of: Callable[[bytes], Principal]
 ) -> Reservation | NaruError:
-    """What one request wants to take, or why it cannot be read; `principal_of` is `principal_from_bytes`, or remembers it."""
+    """What one request wants to take, or why it cannot be read; `principal_of` is `principal_from_bytes`, or remembers."""
     try:
         if message.revision < 0:
             raise invalid_argument("revision", "revision must be at least 0.")
@@ -164,13 +170,6 @@ def _limit_to_proto(state: LimitState) -> limit_pb2.LimitState:
         model=state.limit.model,
         shadow=state.limit.shadow,
     )
-
-
-def work_from_proto(
-    message: quota_service_pb2.Reservation | usage_event_pb2.UsageEvent, principal: principal_pb2.Principal
-) -> Work:
-    """Who used what. Raises NaruError INVALID_ARGUMENT."""
-    return work_of(message, checks.principal(principal_from_proto(principal)))
 
 
 def work_of(message: quota_service_pb2.Reservation | usage_event_pb2.UsageEvent, principal: Principal) -> Work:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import grpc
 
@@ -12,16 +11,17 @@ from accounting.limiter import convert
 from accounting.limiter.outcome_convert import outcome_from_proto
 from accounting.limiter.outcomes import Outcomes
 from accounting.limiter.reservations import Reservations
+from accounting.limiter.reserve_sessions import ReserveSessions
 from accounting.quota import Renewal, RunningRequest
 from naru.api.accounting.v1 import quota_service_pb2, quota_service_pb2_grpc
 from naru.context import current
 from naru.errors import NaruError
+from naru.tracing import Tracing
 
 _MAX_RESERVATIONS = 256
 _MAX_RELEASES = 256
 _MAX_RENEWALS = 4_096
 _CLOSED = Renewal(None)
-_CALLERS = 4_096  # principals that are remembered, since the same ones ask again and again
 
 
 class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
@@ -31,6 +31,7 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         reservations: Decides.
         outcomes: Keeps what became of requests with an idempotency key.
         restore: Takes what running requests hold that is unknown.
+        tracing: For requests that come by a session.
     """
 
     def __init__(
@@ -38,17 +39,31 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         reservations: Reservations,
         outcomes: Outcomes,
         restore: Callable[[Sequence[RunningRequest]], Awaitable[list[Renewal]]],
+        tracing: Tracing,
     ) -> None:
         self._reservations = reservations
-        self._principal_of = lru_cache(_CALLERS)(convert.principal_from_bytes)
+        self._principal_of = convert.remembered_principals()
         self._outcomes = outcomes
         self._restore = restore
+        self.sessions = ReserveSessions(self._reserve, tracing)
 
     async def Reserve(
         self,
         request: quota_service_pb2.ReserveRequest,
         context: grpc.aio.ServicerContext[quota_service_pb2.ReserveRequest, quota_service_pb2.ReserveResponse],
     ) -> quota_service_pb2.ReserveResponse:
+        return await self._reserve(request)
+
+    def ReserveSession(
+        self,
+        request_iterator: AsyncIterator[quota_service_pb2.ReserveSessionRequest],
+        context: grpc.aio.ServicerContext[
+            quota_service_pb2.ReserveSessionRequest, quota_service_pb2.ReserveSessionResponse
+        ],
+    ) -> AsyncIterator[quota_service_pb2.ReserveSessionResponse]:
+        return self.sessions.serve(request_iterator)
+
+    async def _reserve(self, request: quota_service_pb2.ReserveRequest) -> quota_service_pb2.ReserveResponse:
         checks.batch("items", len(request.items), _MAX_RESERVATIONS)
         read = [convert.reservation_from_proto(item, self._principal_of) for item in request.items]
         decisions = iter(await self._reservations.reserve([one for one in read if not isinstance(one, NaruError)]))

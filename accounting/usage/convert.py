@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from accounting import checks
 from accounting.engines import EngineFigures, EngineReport
-from accounting.limiter.convert import time_to_proto, work_from_proto
+from accounting.limiter.convert import time_to_proto, work_of
 from accounting.settlement import RecordStatus, UsageEvent
 from accounting.usage.reporting import Dimension, UsageQuery, UsageRecord, UsageRow
 from accounting.usage.request_log import LoggedRequest, RequestQuery, RequestRecord
@@ -51,8 +52,10 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MAX = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of google.protobuf.Timestamp
 
 
-def event_from_proto(message: usage_event_pb2.UsageEvent, service: ServiceName | None) -> UsageEvent | NaruError:
-    """A report by `service`, or why it can never be recorded."""
+def event_from_proto(
+    message: usage_event_pb2.UsageEvent, service: ServiceName | None, principal_of: Callable[[bytes], Principal]
+) -> UsageEvent | NaruError:
+    """A report by `service`, or why it can never be recorded; `principal_of` as for a reservation."""
     try:
         evidence = evidence_from_proto(message.evidence)
         accuracy = accuracy_from_proto(message.accuracy)
@@ -66,7 +69,7 @@ def event_from_proto(message: usage_event_pb2.UsageEvent, service: ServiceName |
             evidence=evidence,
             accuracy=accuracy,
             outcome=outcome,
-            work=work_from_proto(message, message.principal),
+            work=work_of(message, principal_of(message.principal.SerializeToString())),
             usage=_usage(message.usage),
             accept_time=_time("accept_time", message.accept_time) if message.HasField("accept_time") else None,
             end_time=_time("end_time", message.end_time) if message.HasField("end_time") else None,

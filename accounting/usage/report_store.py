@@ -9,7 +9,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from accounting.paging import page_size, write_token
 from accounting.tables import usage_changes, usage_days, usage_events, usage_hours, usage_rollups
 from accounting.usage.counting import HOUR_MICROS, days_within, hours_within, rests
 from accounting.usage.report_parts import between_times, first_size, is_parted, next_size, times_within
@@ -23,6 +22,7 @@ from accounting.usage.rollup_store import FIGURES, days, events, hours, waiting_
 from accounting.usage.store import superseded
 from naru.database import Database
 from naru.errors import invalid_argument
+from naru.paging import page_size, write_token
 from naru.usage import Usage
 
 Group = tuple[str | int, ...]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from accounting.paging import read_token
 from accounting.quota import EventRef, Work
 from accounting.usage.request_log import RequestQuery
 from naru.errors import NaruError, Reason
 from naru.identity import Caller, Role
+from naru.paging import read_token
 from naru.usage import Accuracy, Outcome, Usage
 
 

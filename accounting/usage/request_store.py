@@ -8,7 +8,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from accounting.paging import page_size, read_token, write_token
 from accounting.quota import EventRef, Work
 from accounting.tables import request_log, usage_events
 from accounting.usage.report_store import used_by
@@ -17,6 +16,7 @@ from accounting.usage.request_log import LoggedRequest, RequestQuery, RequestRec
 from accounting.usage.store import superseded
 from naru.database import Database
 from naru.identity import Principal
+from naru.paging import page_size, read_token, write_token
 from naru.usage import Accuracy, Outcome, Usage
 
 EXPORT_CHUNK = 500

@@ -18,6 +18,7 @@ class MessageStream:
     """Renders an answer as Anthropic's events: a message of blocks, each begun, filled and stopped in turn."""
 
     def __init__(self, options: AnswerOptions) -> None:
+        self.numbered = 0
         self._options = options
         self._ending = Ending()
         self._open: tuple[str, int] | None = None

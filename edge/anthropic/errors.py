@@ -35,7 +35,7 @@ def anthropic_plain_error(status: int, message: str, request_id: str) -> HttpErr
     return HttpError(status, _body(status, message, request_id), plain_error(status, message).headers)
 
 
-def anthropic_error_event(error: NaruError, request_id: str) -> bytes:
+def anthropic_error_event(error: NaruError, request_id: str, numbered: int) -> bytes:
     """The event that ends a stream that broke."""
     shown = anthropic_error(error, request_id)
     return event("error", msgspec.json.decode(shown.body))

@@ -31,7 +31,7 @@ class AnswerOptions:
         continuous_usage: Whether every chunk tells the usage so far.
         token_ids: Whether choices tell their token ids.
         tokens_as_ids: Whether logprobs name tokens as "token_id:<id>".
-        repeated: What it repeats of its request, by its own field.
+        repeated: What of its request decides how it looks, by its field.
     """
 
     answer_id: str
@@ -47,7 +47,13 @@ class AnswerOptions:
 
 
 class AnswerStream(Protocol):
-    """Renders an answer as server-sent events."""
+    """Renders an answer as server-sent events.
+
+    Attributes:
+        numbered: How many events it has rendered that have a number; 0 where the API numbers none.
+    """
+
+    numbered: int
 
     def start(self) -> bytes:
         """What comes before any text; may be empty."""

@@ -28,6 +28,7 @@ class ChatStream:
     """Renders chunks. All that is the same in every chunk is built once; per chunk only the text is escaped."""
 
     def __init__(self, options: AnswerOptions) -> None:
+        self.numbered = 0
         self._options = options
         self._tally = TokenTally(options.prompt_tokens)
         self._head = (

@@ -28,6 +28,7 @@ class CompletionStream:
     """Renders chunks; as `edge.openai.chat.ChatStream`."""
 
     def __init__(self, options: AnswerOptions) -> None:
+        self.numbered = 0
         self._options = options
         self._tally = TokenTally(options.prompt_tokens)
         self._offsets = [0] * options.choices

@@ -42,7 +42,7 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "created": created,
         "owned_by": model.owned_by,
         "root": model.root or model.name,
-        "parent": None,
+        "parent": model.parent or None,
         "max_model_len": model.context_tokens,
         "permission": [{"id": f"modelperm-{model.name}", "created": created, **_PERMISSION}],
     }

@@ -42,7 +42,9 @@ class _StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
-class _UsageOptions(msgspec.Struct):
+class UsageOptions(msgspec.Struct):
+    """OpenRouter's way of asking for the cost, which brings the usage with it."""
+
     include: bool | None = None
 
 
@@ -54,7 +56,7 @@ class _Common(msgspec.Struct):
     max_tokens: int | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    usage: _UsageOptions | msgspec.UnsetType | None = msgspec.UNSET
+    usage: UsageOptions | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Chat(_Common):
@@ -90,7 +92,7 @@ class OpenAiRequest:
         token_ids: Whether choices tell their token ids.
         tokens_as_ids: Whether logprobs name tokens as "token_id:<id>".
         body: The JSON as it came, less the fields that are the edge's own.
-        repeated: What the answer repeats of the request, by the answer's field.
+        repeated: What of the request decides how the answer looks, by its field.
     """
 
     model: str
@@ -229,7 +231,6 @@ def _common(
         raise invalid_argument(
             "stream_options", "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         )
-    # OpenRouter's way of asking for the cost, which brings the usage with it.
     include_cost = bool(request.usage and request.usage.include)
     include_usage = include_cost or bool(options and options.include_usage)
     return OpenAiRequest(
@@ -249,6 +250,11 @@ def _common(
 
 def _without(body: bytes, field: str) -> bytes:
     """The same JSON object less one field; all others stay as they were written, numbers too large for anybody included."""
-    fields = _FIELDS.decode(body)
+    fields = fields_of(body)
     del fields[field]
     return msgspec.json.encode(fields)
+
+
+def fields_of(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object that was decoded before, each as it was written."""
+    return _FIELDS.decode(body)

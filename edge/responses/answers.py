@@ -15,11 +15,15 @@ _encode = msgspec.json.encode
 
 
 class ResponseStream:
-    """Renders an answer as the API's events: items, each added, filled and done in turn, then the whole response."""
+    """Renders an answer as the API's events: items, each added, filled and done in turn, then the whole response.
+
+    Attributes:
+        numbered: How many events it has rendered.
+    """
 
     def __init__(self, options: AnswerOptions) -> None:
         self._options = options
-        self._number = 0
+        self.numbered = 0
         self._output: list[dict[str, Any]] = []
         self._open: tuple[str, int] | None = None
         self._pieces: list[str] = []
@@ -120,8 +124,8 @@ class ResponseStream:
         return self._event(kind, item_id=self._output[-1]["id"], output_index=len(self._output) - 1, **fields)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        data = _encode({"type": kind, "sequence_number": self._number, **fields})
-        self._number += 1
+        data = _encode({"type": kind, "sequence_number": self.numbered, **fields})
+        self.numbered += 1
         return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
     def _response(self, status: str, usage: Usage | None) -> dict[str, Any]:

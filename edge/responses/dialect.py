@@ -11,10 +11,14 @@ from edge.http_errors import error_body
 from naru.errors import NaruError
 
 
-def response_error_event(error: NaruError, request_id: str) -> bytes:
-    """The event that ends a stream that broke. It has no number: the answer that counts its events is gone."""
+def response_error_event(error: NaruError, request_id: str, numbered: int) -> bytes:
+    """The event that ends a stream that broke, after so many others."""
     shown = msgspec.json.decode(error_body(error))["error"]
-    data = {"type": "error", **{name: shown[name] for name in ("code", "message", "param")}}
+    data = {
+        "type": "error",
+        "sequence_number": numbered,
+        **{name: shown[name] for name in ("code", "message", "param")},
+    }
     return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 

@@ -6,8 +6,11 @@ import asyncio
 
 from aiohttp import web
 
+from edge.attribution import HEADER as USER_TOKEN
+from edge.attribution import Attribution
 from edge.exchange import EXCHANGE
 from edge.gateway import Gateway
+from edge.routes.cookies import read_cookie
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.identity import Principal
@@ -17,25 +20,42 @@ class Access:
     """Reads credentials and bodies.
 
     Args:
+        attribution: Knows which keys may name the user they ask for.
+        cookie_origins: Origins whose pages may send a cookie as their credential; none: cookies are not read.
         max_body_bytes: Most bytes of a body.
         body_timeout: Seconds a client may take to send it.
     """
 
-    def __init__(self, gateway: Gateway, clock: Clock, *, max_body_bytes: int, body_timeout: float) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        clock: Clock,
+        *,
+        attribution: Attribution,
+        cookie_origins: tuple[str, ...] = (),
+        max_body_bytes: int,
+        body_timeout: float,
+    ) -> None:
         self._gateway = gateway
         self._clock = clock
+        self._attribution = attribution
+        self._cookie_origins = cookie_origins
         self._max_body_bytes = max_body_bytes
         self._body_timeout = body_timeout
 
     async def authenticate(self, request: web.Request) -> Principal:
-        """Who asks. Raises NaruError as `Gateway.authenticate`."""
+        """Who asks. Raises NaruError as `Gateway.authenticate`, `Attribution.attribute` and `read_cookie`."""
         exchange = request[EXCHANGE]
         started = self._clock.monotonic()
         try:
-            principal = await self._gateway.authenticate(_credential(request), exchange.client_address)
+            credential = _credential(request) or read_cookie(request, self._cookie_origins)
+            principal = await self._gateway.authenticate(
+                credential, exchange.client_address, request.headers.get("OpenAI-Project", "")
+            )
+            principal = await self._attribution.attribute(principal, request.headers.getall(USER_TOKEN, ()))
         finally:
             exchange.auth_seconds = self._clock.monotonic() - started
-        exchange.principal = principal
+        exchange.credential, exchange.principal = credential, principal
         return principal
 
     async def read_body(self, request: web.Request) -> bytes:

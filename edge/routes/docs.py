@@ -18,7 +18,8 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 section { border: 1px solid #8884; border-radius: .5rem; margin: 1rem 0; padding: .5rem 1rem; }
 h2 { font-size: 1.1rem; } .method { font-weight: 700; } code, pre { font-family: ui-monospace, monospace; }
 pre { overflow: auto; background: #8881; padding: .75rem; border-radius: .5rem; }
-table { border-collapse: collapse; width: 100%; } td { border-top: 1px solid #8884; padding: .25rem .5rem; }
+table { border-collapse: collapse; width: 100%; } td { border-top: 1px solid #8884; padding: .25rem .5rem;
+vertical-align: top; }
 """
 _SCRIPT = """
 const make = (tag, text, parent, name) => {
@@ -27,6 +28,16 @@ const make = (tag, text, parent, name) => {
   if (name) element.className = name;
   parent.append(element);
   return element;
+};
+// Prose: what stands between backticks is code.
+const say = (tag, text, parent) => {
+  const element = make(tag, "", parent);
+  text.split("`").forEach((part, place) => (place % 2 ? make("code", part, element) : element.append(part)));
+};
+const row = (table, name, text) => {
+  const line = make("tr", "", table);
+  make("code", name, make("td", "", line));
+  say("td", text, line);
 };
 const resolve = (api, schema) =>
   schema && schema.$ref ? api.components.schemas[schema.$ref.split("/").pop()] : schema;
@@ -40,20 +51,18 @@ fetch("/openapi.json").then((answer) => answer.json()).then((api) => {
       const heading = make("h2", "", section);
       make("span", method.toUpperCase() + " ", heading, "method");
       make("code", path, heading);
-      make("p", operation.description || operation.summary, section);
+      say("p", operation.description || operation.summary, section);
       const content = operation.requestBody && operation.requestBody.content["application/json"];
       const schema = content && resolve(api, content.schema);
       if (schema) {
         const table = make("table", "", section);
         for (const [name, field] of Object.entries(schema.properties || {})) {
-          const row = make("tr", "", table);
-          make("code", name + ((schema.required || []).includes(name) ? " *" : ""), make("td", "", row));
-          make("td", field.description || "", row);
+          row(table, name + ((schema.required || []).includes(name) ? " *" : ""), field.description || "");
         }
         if (content.example) make("pre", JSON.stringify(content.example, null, 2), section);
       }
-      const answers = Object.entries(operation.responses).map(([code, answer]) => code + ": " + answer.description);
-      make("pre", answers.join("\\n"), section);
+      const answers = make("table", "", section);
+      for (const [code, answer] of Object.entries(operation.responses)) row(answers, code, answer.description);
     }
   }
 });

@@ -1,12 +1,12 @@
-"""GET /api/usage/export: usage events as CSV or JSON lines, handed on as they come."""
+"""GET /api/usage/export and /api/audit/export: lines of CSV or JSON, handed on as they come."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 from google.protobuf.message import Message
@@ -14,17 +14,16 @@ from google.protobuf.message import Message
 from edge.exchange import EXCHANGE
 from edge.gateway import check_endpoint
 from edge.routes.access import Access
-from edge.routes.platform import read_query, without_route
+from edge.routes.platform import read_query, with_rpc
 from edge.rpcs import Rpc
-from naru.api.accounting.v1 import usage_event_pb2, usage_service_pb2
+from naru.audit_export import AUDIT
 from naru.clock import Clock
 from naru.errors import NaruError, Reason, invalid_argument
+from naru.export import Exported, ExportFormat
 from naru.identity import Principal, Role
-from naru.usage_export import ExportFormat, header, lines
+from naru.usage_export import USAGE
 
-RPC = "UsageService/ExportUsage"
 FORMAT = "format"
-QUERY = {name: name for name in ("start_time", "end_time", "key_id", "user_id", "workspace_id", "model", "endpoint")}
 # Rows are written out in between of what other requests need the process for.
 _ROWS_AT_ONCE = 100
 _STALL_SECONDS = 60.0
@@ -32,20 +31,60 @@ CONTENT_TYPES = {ExportFormat.CSV: "text/csv; charset=utf-8; header=present", Ex
 
 
 @dataclass(frozen=True, slots=True)
+class ExportKind:
+    """What is exported.
+
+    Attributes:
+        rpc: Who answers.
+        messages: The field of each answer that has the messages.
+        query: The field of the request by query parameter.
+        exported: What a line has.
+    """
+
+    rpc: str
+    messages: str
+    query: Mapping[str, str]
+    exported: Exported
+
+
+USAGE_EXPORT = ExportKind(
+    "UsageService/ExportUsage",
+    "records",
+    {name: name for name in ("start_time", "end_time", "key_id", "user_id", "workspace_id", "model", "endpoint")},
+    USAGE,
+)
+AUDIT_EXPORT = ExportKind(
+    "AuditService/ExportAuditEntries",
+    "entries",
+    {name: name for name in ("start_time", "end_time", "actor", "action", "object_id", "workspace_id")},
+    AUDIT,
+)
+
+
+@dataclass(frozen=True, slots=True)
 class ExportRow:
     """One route that exports; `days` and `role` as in `edge.routes.platform.Row`."""
 
     path: str
+    kind: ExportKind
     summary: str
     days: bool = False
     role: Role = Role.USER
 
 
 EXPORTS = (
-    ExportRow("/api/usage/export", "Export the usage events that you may see, as CSV or JSON lines."),
+    ExportRow("/api/usage/export", USAGE_EXPORT, "Export the usage events that you may see, as CSV or JSON lines."),
     ExportRow(
         "/api/admin/usage/export",
+        USAGE_EXPORT,
         "Export the usage events of the installation, or of the workspace that you manage.",
+        days=True,
+        role=Role.WORKSPACE_ADMIN,
+    ),
+    ExportRow(
+        "/api/audit/export",
+        AUDIT_EXPORT,
+        "Export who changed what, the oldest first, as CSV or JSON lines.",
         days=True,
         role=Role.WORKSPACE_ADMIN,
     ),
@@ -57,7 +96,7 @@ class Streams(Protocol):
 
     def stream(
         self, rpc: Rpc, request: Message, *, on_behalf_of: Principal
-    ) -> AbstractAsyncContextManager[AsyncIterator[usage_service_pb2.ExportUsageResponse]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
         """The answers; iterating raises NaruError when the call fails."""
 
 
@@ -65,7 +104,7 @@ class ExportRoutes:
     """Answers the exports. Keeps a few hundred rows at a time, whatever the export has.
 
     Args:
-        streams: Accounting.
+        streams: The services.
     """
 
     def __init__(self, access: Access, streams: Streams, clock: Clock) -> None:
@@ -75,7 +114,7 @@ class ExportRoutes:
 
     def handler(self, row: ExportRow) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """What answers requests of a row."""
-        rpc = Rpc(RPC)
+        rpc = Rpc(row.kind.rpc)
 
         async def answer(request: web.Request) -> web.StreamResponse:
             return await self._answer(row, rpc, request)
@@ -91,26 +130,26 @@ class ExportRoutes:
             )
         written = _format(http.query.getall(FORMAT, [ExportFormat.CSV]))
         request = rpc.request()
-        read_query(request, http, self._clock, query=QUERY, days=row.days, ignored=(FORMAT,))
-        async with self._streams.stream(rpc, request, on_behalf_of=without_route(principal)) as answers:
+        read_query(request, http, self._clock, query=row.kind.query, days=row.days, ignored=(FORMAT,))
+        async with self._streams.stream(rpc, request, on_behalf_of=with_rpc(principal, rpc)) as answers:
             # Nothing is sent before the first answer: until then what goes wrong has a status of its own.
             first = await anext(answers, None)
-            response = await self._begin(http, written)
+            response = await self._begin(http, written, row.kind.exported)
             try:
                 if first is not None:
-                    await self._write(http, response, written, first.records)
+                    await self._write(http, response, written, row.kind, first)
                 async for answer in answers:
-                    await self._write(http, response, written, answer.records)
+                    await self._write(http, response, written, row.kind, answer)
             except (NaruError, TimeoutError) as error:
                 _cut(http, error)
                 raise ConnectionResetError("the export broke off") from error
             await response.write_eof()
         return response
 
-    async def _begin(self, http: web.Request, written: ExportFormat) -> web.StreamResponse:
+    async def _begin(self, http: web.Request, written: ExportFormat, exported: Exported) -> web.StreamResponse:
         exchange = http[EXCHANGE]
         exchange.stream = True
-        name = f"naru-usage-{int(self._clock.time())}.{written}"
+        name = f"naru-{exported.name}-{int(self._clock.time())}.{written}"
         response = web.StreamResponse(
             headers={
                 "Content-Type": CONTENT_TYPES[written],
@@ -121,7 +160,7 @@ class ExportRoutes:
         await response.prepare(http)
         exchange.status = response.status
         exchange.first_byte = self._clock.monotonic() - exchange.started
-        beginning = header(written)
+        beginning = exported.header(written)
         if beginning:
             exchange.response_bytes += len(beginning)
             await response.write(beginning)
@@ -132,10 +171,12 @@ class ExportRoutes:
         http: web.Request,
         response: web.StreamResponse,
         written: ExportFormat,
-        records: Sequence[usage_event_pb2.UsageRecord],
+        kind: ExportKind,
+        answer: Any,
     ) -> None:
-        for start in range(0, len(records), _ROWS_AT_ONCE):
-            chunk = lines(written, records[start : start + _ROWS_AT_ONCE])
+        messages = getattr(answer, kind.messages)
+        for start in range(0, len(messages), _ROWS_AT_ONCE):
+            chunk = kind.exported.lines(written, messages[start : start + _ROWS_AT_ONCE])
             http[EXCHANGE].response_bytes += len(chunk)
             # A reader that does not read keeps nobody waiting for ever.
             async with asyncio.timeout(_STALL_SECONDS):

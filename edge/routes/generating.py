@@ -55,12 +55,12 @@ class Slots:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How an endpoint's requests and answers look."""
+    """How an endpoint's requests and answers look; `stream` is None where no request can ask for a stream."""
 
     endpoint: Endpoint
     parse: Callable[..., OpenAiRequest]
     answer_id: Callable[[str], str]
-    stream: Callable[[AnswerOptions], AnswerStream]
+    stream: Callable[[AnswerOptions], AnswerStream] | None
     whole: Callable[[AnswerOptions], WholeAnswer]
 
 
@@ -115,10 +115,11 @@ class GeneratingRoute:
                 traceparent=current_traceparent(),
                 body=parsed.body,
                 idempotency=outcomes.identify(key, self._shape.endpoint, body, stream=parsed.stream) if key else None,
+                credential=exchange.credential,
             )
             try:
-                if parsed.stream:
-                    return await self._stream(request, call, parsed)
+                if self._shape.stream is not None and parsed.stream:
+                    return await self._stream(request, call, parsed, self._shape.stream)
                 return await self._whole(exchange, call, parsed)
             except Replayed as replayed:
                 return _replay(replayed.outcome)
@@ -136,15 +137,19 @@ class GeneratingRoute:
         headers = {} if cost is None else {"X-Naru-Cost": format_money(cost)}
         return web.Response(body=body, headers=_WHOLE_HEADERS | headers)
 
-    async def _stream(self, request: web.Request, call: Call, parsed: OpenAiRequest) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, call: Call, parsed: OpenAiRequest, render: Callable[[AnswerOptions], AnswerStream]
+    ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         response = web.StreamResponse(headers=_STREAM_HEADERS)
+        answer: AnswerStream | None = None
         try:
             async with self._gateway.generate(call, exchange.progress) as generation:
                 exchange.status = 200
                 await response.prepare(request)
                 recording = outcomes.Recording(wanted=call.idempotency is not None)
-                await self._write_answer(response, exchange, generation, parsed, recording)
+                answer = render(self._options(exchange, generation, parsed))
+                await self._write_answer(response, exchange, generation, answer, parsed, recording=recording)
                 generation.keep(recording.encode(exchange.request_id, _STREAM_HEADERS))
                 # Here it waits no longer for a client that does not read than anything else that is written.
                 await response.write_eof()
@@ -157,7 +162,7 @@ class GeneratingRoute:
                 raise
             error = cause if isinstance(cause, NaruError) else internal_error(cause, exchange.endpoint)
             exchange.reason = error.reason
-            await _break_off(request, response, error)
+            await _break_off(request, response, error, numbered=0 if answer is None else answer.numbered)
         return response
 
     async def _write_answer(
@@ -165,10 +170,11 @@ class GeneratingRoute:
         response: web.StreamResponse,
         exchange: Exchange,
         generation: Generation,
+        answer: AnswerStream,
         parsed: OpenAiRequest,
+        *,
         recording: outcomes.Recording,
     ) -> None:
-        answer = self._shape.stream(self._options(exchange, generation, parsed))
         chunk = answer.start()
         if chunk:
             recording.add(chunk)
@@ -216,12 +222,12 @@ def _replay(outcome: bytes) -> web.Response:
     return web.Response(body=answer.body, headers=answer.headers | headers)
 
 
-async def _break_off(request: web.Request, response: web.StreamResponse, error: NaruError) -> None:
+async def _break_off(request: web.Request, response: web.StreamResponse, error: NaruError, *, numbered: int) -> None:
     """Ends a stream that broke with an error event; a client that does not even read that is hung up on."""
     exchange = request[EXCHANGE]
     try:
         async with asyncio.timeout(_LAST_WORDS_SECONDS):
-            await response.write(exchange.dialect.error_event(error, exchange.request_id))
+            await response.write(exchange.dialect.error_event(error, exchange.request_id, numbered))
             await response.write_eof()
     except (TimeoutError, ConnectionError):
         if request.transport is not None:

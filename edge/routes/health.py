@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
 
@@ -14,7 +14,7 @@ class HealthRoutes:
 
     Args:
         ready: Whether the edge itself takes requests.
-        dependencies: "ok" or something else, by name of the service or replica.
+        dependencies: "ok" or something else, by name of the service, with the address after it where there are several.
     """
 
     def __init__(
@@ -28,11 +28,12 @@ class HealthRoutes:
         self._metrics = metrics
 
     async def health(self, _request: web.Request) -> web.Response:
-        """The state of each dependency; 503 unless all are ok."""
+        """The state of each dependency; 503 when a service is away: one replica of several is enough."""
         states = await self._dependencies()
-        healthy = self._ready() and all(state == "ok" for state in states.values())
-        body = {"status": "ok" if healthy else "degraded", "dependencies": dict(states)}
-        return web.json_response(body, status=200 if healthy else 503)
+        healthy = [name for name, state in states.items() if state == "ok"]
+        serving = self._ready() and _services(healthy) == _services(states)
+        body = {"status": "ok" if serving and len(healthy) == len(states) else "degraded", "dependencies": dict(states)}
+        return web.json_response(body, status=200 if serving else 503)
 
     async def alive(self, _request: web.Request) -> web.Response:
         """Whether the process answers."""
@@ -46,3 +47,7 @@ class HealthRoutes:
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus's text format."""
         return web.Response(body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+def _services(names: Iterable[str]) -> set[str]:
+    return {name.split()[0] for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,20 +16,22 @@ from edge.exchange import EXCHANGE
 from edge.gateway import check_endpoint
 from edge.routes.access import Access
 from edge.rpcs import Rpc
-from edge.transcoding import decode_object, fill, fill_text, to_json
+from edge.transcoding import decode_object, field_mask, fill, fill_text, to_json
 from naru.clock import Clock
 from naru.convert import principal_to_proto, timestamp_to_proto
-from naru.errors import NaruError, Reason, invalid_argument
+from naru.errors import NaruError, Reason, invalid_argument, not_found
 from naru.identity import Principal, Role
 
+WHOLE = "*"
 _REQUEST_ID = "request_id"
 _DAYS = "days"
+_REPLICA = "replica"
 _MOST_DAYS = 3_660
 _DAY_SECONDS = 86_400
-_PAGE = {"page_size": "page_size", "page_token": "page_token"}
+PAGE = {"page_size": "page_size", "page_token": "page_token"}
 _WHOSE = {name: name for name in ("start_time", "end_time", "key_id", "user_id", "workspace_id", "model", "endpoint")}
-_USAGE = {"by": "group_by"} | _WHOSE | _PAGE
-_REQUESTS = _WHOSE | {name: name for name in ("status", "status_class", "request_id", "trace_id")} | _PAGE
+_USAGE = {"by": "group_by"} | _WHOSE | PAGE
+_REQUESTS = _WHOSE | {name: name for name in ("status", "status_class", "request_id", "trace_id")} | PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,15 @@ class Row:
         path: With the fields of the request, or of what its body is, that stand in it.
         rpc: Who answers, such as "TierService/GetTier".
         summary: What it does.
-        body: The field of the request that the JSON body is; empty when there is no body.
+        body: The field of the request that the JSON body is, WHOLE for all of the request; empty when there is no body. The body
+            of a PATCH names what it changes: its members are the request's `update_mask`.
         answer: The field of the response that is the answer; empty when the whole response is.
         query: The field of the request by query parameter.
         days: Whether `?days=N` stands for a start time: so many days in UTC, with today.
         as_edge: Whether the edge itself asks, naming the caller in the request, rather than the caller by the edge.
         role: What the caller must at least be, where that is more than the RPC asks for.
+        every_replica: Whether all replicas are asked, and what they answer is a list.
+        open: Whether it needs no credential; the edge itself asks then.
     """
 
     method: str
@@ -58,6 +64,8 @@ class Row:
     days: bool = False
     as_edge: bool = False
     role: Role = Role.USER
+    every_replica: bool = False
+    open: bool = False
 
     @property
     def endpoint(self) -> str:
@@ -65,13 +73,23 @@ class Row:
         return self.path.partition("/{")[0]
 
     @property
-    def path_fields(self) -> tuple[str, ...]:
-        """The fields in the path."""
+    def path_names(self) -> tuple[str, ...]:
+        """The names in the path."""
         return tuple(re.findall(r"{(\w+)}", self.path))
+
+    @property
+    def path_fields(self) -> tuple[str, ...]:
+        """The fields in the path: its names, without that of the replica that is asked."""
+        return tuple(name for name in self.path_names if name != _REPLICA)
+
+    @property
+    def at_replica(self) -> bool:
+        """Whether the path names the replica that is asked."""
+        return _REPLICA in self.path_names
 
 
 ROWS = (
-    Row("GET", "/api/tiers", "TierService/ListTiers", "List tiers, by name.", query=_PAGE),
+    Row("GET", "/api/tiers", "TierService/ListTiers", "List tiers, by name.", query=PAGE),
     Row("POST", "/api/tiers", "TierService/CreateTier", "Make a tier.", body="tier", answer="tier"),
     Row("GET", "/api/tiers/{name}", "TierService/GetTier", "Show a tier.", answer="tier"),
     Row("PUT", "/api/tiers/{name}", "TierService/UpdateTier", "Replace a tier.", body="tier", answer="tier"),
@@ -81,7 +99,7 @@ ROWS = (
         "/api/budgets",
         "BudgetService/ListBudgets",
         "List budgets, oldest first.",
-        query=_PAGE | {"scope": "scope", "scope_id": "scope_id"},
+        query=PAGE | {"scope": "scope", "scope_id": "scope_id"},
     ),
     Row("POST", "/api/budgets", "BudgetService/CreateBudget", "Make a budget.", body="budget", answer="budget"),
     Row("GET", "/api/budgets/{budget_id}", "BudgetService/GetBudget", "Show a budget.", answer="budget"),
@@ -99,7 +117,7 @@ ROWS = (
         "/api/prices",
         "PricingService/ListPrices",
         "List prices, those that begin last first.",
-        query=_PAGE | {"model": "model", "workspace_id": "workspace_id"},
+        query=PAGE | {"model": "model", "workspace_id": "workspace_id"},
     ),
     Row(
         "POST",
@@ -122,7 +140,7 @@ ROWS = (
         "/api/ledger/{workspace_id}/entries",
         "LedgerService/ListEntries",
         "List the entries of an account, those booked last first.",
-        query=_PAGE | {"kind": "kinds", "start_time": "start_time", "end_time": "end_time", "event_id": "event_id"},
+        query=PAGE | {"kind": "kinds", "start_time": "start_time", "end_time": "end_time", "event_id": "event_id"},
     ),
     Row(
         "POST",
@@ -182,12 +200,14 @@ class PlatformRoutes:
     """Answers the rows of the table.
 
     Args:
-        rpcs: Accounting.
+        rpcs: Accounting and authsvc.
+        replicas: Inference, by address.
     """
 
-    def __init__(self, access: Access, rpcs: Rpcs, clock: Clock) -> None:
+    def __init__(self, access: Access, rpcs: Rpcs, replicas: Mapping[str, Rpcs], clock: Clock) -> None:
         self._access = access
         self._rpcs = rpcs
+        self._replicas = replicas
         self._clock = clock
 
     def handler(self, row: Row) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -200,32 +220,50 @@ class PlatformRoutes:
         return answer
 
     async def _answer(self, row: Row, rpc: Rpc, http: web.Request) -> web.Response:
-        principal = await self._access.authenticate(http)
-        check_endpoint(principal, row.endpoint)
-        if principal.role.rank < row.role.rank:
-            raise NaruError(
-                Reason.PERMISSION_DENIED, "You are not allowed to make this call.", metadata={"method": row.endpoint}
-            )
+        principal = None if row.open else await self._permitted(row, http)
         request = rpc.request()
         if row.method != "GET":
             _read_body(row, request, await self._access.read_body(http), http.headers.get("Idempotency-Key", ""))
         read_query(request, http, self._clock, query=row.query, days=row.days)
         for name in row.path_fields:
             _read_path(row, request, name, http.match_info[name])
-        if row.as_edge:
-            _fill_principal(request, principal, http[EXCHANGE].client_address)
+        if principal is None or row.as_edge:
+            _fill_caller(request, principal, http[EXCHANGE].client_address)
+        caller = None if principal is None or row.as_edge else with_rpc(principal, rpc)
         try:
-            response = await self._rpcs.call(
-                rpc, request, on_behalf_of=None if row.as_edge else without_route(principal)
-            )
+            shown = await self._ask(row, rpc, request, http, caller)
         except NaruError as error:
             # The caller knows the body, not the field of the request that it is.
             field = error.metadata.get("field", "")
             if row.body and field.startswith(f"{row.body}."):
                 error.metadata["field"] = field.removeprefix(f"{row.body}.")
             raise
-        shown = to_json(getattr(response, row.answer) if row.answer else response)
         return web.Response(body=msgspec.json.encode(shown), content_type="application/json")
+
+    async def _ask(
+        self, row: Row, rpc: Rpc, request: Message, http: web.Request, principal: Principal | None
+    ) -> dict[str, Any]:
+        async def ask(rpcs: Rpcs) -> dict[str, Any]:
+            response = await rpcs.call(rpc, request, on_behalf_of=principal)
+            return to_json(getattr(response, row.answer) if row.answer else response)
+
+        if row.every_replica:
+            return {f"{row.answer}s": await asyncio.gather(*map(ask, self._replicas.values()))}
+        if not row.at_replica:
+            return await ask(self._rpcs)
+        address = http.match_info[_REPLICA]
+        if address not in self._replicas:
+            raise not_found(_REPLICA, address)
+        return await ask(self._replicas[address])
+
+    async def _permitted(self, row: Row, http: web.Request) -> Principal:
+        principal = await self._access.authenticate(http)
+        check_endpoint(principal, row.endpoint)
+        if principal.role.rank < row.role.rank:
+            raise NaruError(
+                Reason.PERMISSION_DENIED, "You are not allowed to make this call.", metadata={"method": row.endpoint}
+            )
+        return principal
 
 
 def read_query(
@@ -253,22 +291,31 @@ def read_query(
 
 def _read_body(row: Row, request: Any, body: bytes, key: str) -> None:
     """Puts the JSON body where the row says, and the id that makes a repetition harmless."""
-    if row.body or body:
+    if body or row.body not in ("", WHOLE):
         value = decode_object(body)
         request_id = value.pop(_REQUEST_ID, None)
         if request_id is not None:
             fill(request, {_REQUEST_ID: request_id})
-        if row.body:
-            fill(getattr(request, row.body), value)
+        if row.body == WHOLE:
+            fill(request, value)
+        elif row.body:
+            target = getattr(request, row.body)
+            fill(target, value)
+            if row.method == "PATCH":
+                request.update_mask.SetInParent()
+                paths = field_mask(target, value)
+                request.update_mask.paths.extend(path for path in paths if path not in row.path_fields)
         elif value:
             name = next(iter(value))
             raise invalid_argument(name, f"Unknown field: '{name}'.")
-    request.request_id = request.request_id or key
+    if _REQUEST_ID in request.DESCRIPTOR.fields_by_name:
+        request.request_id = request.request_id or key
 
 
-def _fill_principal(request: Any, principal: Principal, client_address: str) -> None:
-    """Names the caller in a request that is made as the edge."""
-    request.principal.CopyFrom(principal_to_proto(principal))
+def _fill_caller(request: Any, principal: Principal | None, client_address: str) -> None:
+    """Names the caller, as far as known, in a request that is made as the edge."""
+    if principal is not None:
+        request.principal.CopyFrom(principal_to_proto(principal))
     request.client_address = client_address
 
 
@@ -286,6 +333,12 @@ def _read_days(text: str) -> int:
     return int(text)
 
 
-def without_route(principal: Principal) -> Principal:
-    """The principal as accounting gets it: a scope that names routes was checked here, and names no RPCs."""
-    return replace(principal, scopes=replace(principal.scopes, endpoints=()))
+def with_rpc(principal: Principal, rpc: Rpc) -> Principal:
+    """The principal as the service gets it: a scope that names routes was checked here, and stands for the RPC behind it.
+
+    The routes stay in it, so that what the service hands out to the caller is as narrow as the caller.
+    """
+    endpoints = principal.scopes.endpoints
+    if not endpoints:
+        return principal
+    return replace(principal, scopes=replace(principal.scopes, endpoints=(*endpoints, rpc.path)))

@@ -15,10 +15,16 @@ from edge.routes.docs import DocsRoutes
 from edge.routes.export import EXPORTS, ExportRoutes
 from edge.routes.generating import GeneratingRoute, Shape
 from edge.routes.health import HealthRoutes
+from edge.routes.identity import IDENTITY_ROWS, LOGIN
+from edge.routes.jwks import PATH as JWKS
+from edge.routes.jwks import JwksRoutes
+from edge.routes.keys import KEY_ROWS
 from edge.routes.messages import MESSAGES
 from edge.routes.models import ANTHROPIC_HEADER, ModelRoutes
 from edge.routes.models import ENDPOINT as MODELS_ENDPOINT
 from edge.routes.platform import ROWS, PlatformRoutes
+from edge.routes.pooling import EMBEDDINGS, RERANK, SCORE
+from edge.routes.replicas import REPLICA_ROWS
 from edge.routes.responses import RESPONSES
 from edge.routes.tokenizing import COUNT_TOKENS, DETOKENIZE, TOKENIZE, TokenizingRoutes
 
@@ -28,13 +34,20 @@ ALIASES = {
     "/api/chat": CHAT.endpoint.value,
     "/api/chat/completions": CHAT.endpoint.value,
     "/api/models": MODELS_ENDPOINT,
+    "/admin/api/login": LOGIN,
+    "/admin/api/keys": "/api/keys",
     "/admin/api/usage": "/api/admin/usage",
+    "/rerank": RERANK.endpoint.value,
+    "/v2/rerank": RERANK.endpoint.value,
+    "/score": SCORE.endpoint.value,
 }
-"""The names that earlier gateways gave to routes, and the route that answers."""
+"""The names that earlier gateways and vLLM's server gave to routes, and the route that answers."""
 STREAMING_ALIASES = frozenset({"/chat/stream", "/api/chat"})
 """Those that stream unless the body says not to."""
+ALL_ROWS = (*ROWS, *KEY_ROWS, *IDENTITY_ROWS, *REPLICA_ROWS)
+"""The platform's own routes."""
 _MODEL = "/v1/models/{model:.+}"
-QUIET = frozenset({"/health", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
+QUIET = frozenset({"/health", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", JWKS})
 """Routes that are no API."""
 
 
@@ -55,14 +68,17 @@ def add_routes(
     tokenizing: TokenizingRoutes,
     platform: PlatformRoutes,
     exports: ExportRoutes,
+    jwks: JwksRoutes,
     health: HealthRoutes,
     metrics_public: bool,
 ) -> None:
     """Adds all routes. `generating` makes the route of an endpoint that generates."""
-    router, docs, chat = app.router, DocsRoutes(ALIASES, ROWS), generating(CHAT)
+    router, docs, chat = app.router, DocsRoutes(ALIASES, ALL_ROWS), generating(CHAT)
     router.add_post(CHAT.endpoint, chat.answer)
-    for shape in (COMPLETIONS, MESSAGES, RESPONSES):
-        router.add_post(shape.endpoint, generating(shape).answer)
+    for shape in (COMPLETIONS, MESSAGES, RESPONSES, EMBEDDINGS, RERANK, SCORE):
+        answer = generating(shape).answer
+        for path in (shape.endpoint.value, *_aliases(shape.endpoint.value)):
+            router.add_post(path, answer)
     router.add_post(TOKENIZE, tokenizing.tokenize)
     router.add_post(DETOKENIZE, tokenizing.detokenize)
     router.add_post(COUNT_TOKENS, tokenizing.count_tokens)
@@ -73,11 +89,12 @@ def add_routes(
             router.add_get(alias, models.list_models)
         elif canonical == CHAT.endpoint:
             router.add_post(alias, chat.answer_streaming if alias in STREAMING_ALIASES else chat.answer)
-    for row in ROWS:
-        for path in (row.path, *(alias for alias, canonical in ALIASES.items() if canonical == row.path)):
+    for row in ALL_ROWS:
+        for path in (row.path, *_aliases(row.path)):
             router.add_route(row.method, path, platform.handler(row))
     for export in EXPORTS:
         router.add_get(export.path, exports.handler(export))
+    router.add_get(JWKS, jwks.keys)
     router.add_get("/health", health.health)
     router.add_get("/healthz", health.alive)
     router.add_get("/readyz", health.ready)
@@ -85,3 +102,7 @@ def add_routes(
         router.add_get("/metrics", health.metrics)
     router.add_get("/openapi.json", docs.openapi)
     router.add_get("/docs", docs.docs)
+
+
+def _aliases(path: str) -> list[str]:
+    return [alias for alias, canonical in ALIASES.items() if canonical == path]

@@ -18,8 +18,11 @@ This page is written by `make configuration-docs`.
 
 `make up` takes all of these from its own environment, and chooses ports, databases and secrets itself where they are not
 set. It also knows `NARU_UP_STATE` (folder of its state, default `.naru`), `NARU_UP_REDIS_PORT` (default 50064) and, when
-installing, `NARU_UP_ENGINE` (`cpu` or `cuda`). `make up MODEL=<hub id or path>` sets `NARU_INFERENCE_MODEL`; requests call
+installing, `NARU_UP_ENGINE` (`cpu`, `cuda`, `none`). `make up MODEL=<hub id or path>` sets `NARU_INFERENCE_MODEL`; requests call
 the model by its hub id or the name of its directory, unless `NARU_INFERENCE_SERVED_MODEL_NAME` says otherwise.
+`make up EMBEDDINGS=1`, or `EMBEDDINGS=<hub id or path>`, starts a second inference process with an embedding model, by
+`NARU_UP_EMBEDDINGS` (its path or hub id), `NARU_UP_EMBEDDINGS_PORT` (default 50054) and `NARU_UP_EMBEDDINGS_OPS_PORT`
+(default 50065). Its other settings are those of inference, but for what is about one model.
 """
 _TIERS = """
 ## Tiers

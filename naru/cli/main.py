@@ -7,8 +7,21 @@ from typing import Annotated
 import typer
 
 from naru import __version__
-from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
-from naru.cli import budgets, keys, ledger, prices, session, tiers
+from naru.cli import (
+    audit,
+    bootstrapping,
+    budgets,
+    database,
+    keys,
+    ledger,
+    logins,
+    models,
+    prices,
+    session,
+    tiers,
+    users,
+    workspaces,
+)
 from naru.cli import up as supervision
 from naru.cli import usage as usages
 from naru.cli.limits import limits
@@ -23,8 +36,15 @@ app = typer.Typer(
     help="Naru: a self-hosted LLM API platform.",
 )
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(database.app, name="db")
+app.add_typer(users.app, name="users")
+app.add_typer(workspaces.app, name="workspaces")
+for command in (logins.login, logins.register, logins.logout, logins.password, logins.whoami):
+    app.command()(command)
 app.add_typer(tiers.app, name="tiers")
 app.add_typer(budgets.app, name="budgets")
+app.add_typer(models.app, name="models")
 app.add_typer(prices.app, name="prices")
 app.add_typer(ledger.app, name="ledger")
 app.command()(limits)
@@ -48,16 +68,21 @@ def down() -> None:
 def bootstrap(
     additional: Annotated[bool, typer.Option(help="Make one more admin key on an installation that has one.")] = False,
 ) -> None:
-    """Make the first workspace and admin key, shown once. Needs the operator's service token."""
+    """Make the first workspace, its admin key and an administrator. Needs the operator's service token.
 
-    async def call(client: ServiceClient) -> auth_service_pb2.BootstrapResponse:
-        stub = auth_service_pb2_grpc.AuthServiceStub(client.channel)
-        request = auth_service_pb2.BootstrapRequest(additional=additional)
-        return await client.call(stub.Bootstrap, request, timeout=10)
+    Key and password are shown once, and written to dev.env where there is a state folder.
+    """
 
-    response = session.run("authsvc", call, operator=True)
-    typer.echo(response.api_key)
-    typer.secho(f"Admin key of workspace {response.workspace_id}. It is shown only this once.", err=True)
+    async def call(client: ServiceClient) -> tuple[bootstrapping.FirstKey, bootstrapping.FirstAdmin | None]:
+        return await bootstrapping.first_key(client, additional=additional), await bootstrapping.first_admin(client)
+
+    key, admin = session.run("authsvc", call, operator=True)
+    # The key alone on standard output, so that a script can take it.
+    typer.echo(key.api_key)
+    typer.secho(f"Admin key of workspace {key.workspace_id}. It is shown only this once.", err=True)
+    if admin is not None:
+        typer.secho(f"Administrator {admin.email}, password {admin.password}. It is shown only this once.", err=True)
+    bootstrapping.remember(session.state_folder(), key, admin)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""How commands reach the services: addresses and a key from the environment, else from `.naru/dev.env`."""
+"""How commands reach the services: addresses and a key from the environment, a log-in, else from `.naru/dev.env`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import typer
 
-from naru import api_key
+from naru import access_token
+from naru.balancing import Target, target_of
+from naru.cli import saved_login
 from naru.cli.state import StateFolder
 from naru.client import ServiceClient
 from naru.errors import NaruError
@@ -20,11 +22,16 @@ Result = TypeVar("Result")
 _PAGE_TIMEOUT_SECONDS = 30.0
 
 
-def run(service: str, work: Callable[[ServiceClient], Awaitable[Result]], *, operator: bool = False) -> Result:
-    """Calls `service` as the owner of OPENAI_API_KEY, or as the operator by the service token; errors end the command."""
+def run(
+    service: str, work: Callable[[ServiceClient], Awaitable[Result]], *, operator: bool = False, address: str = ""
+) -> Result:
+    """Calls `service` as the owner of OPENAI_API_KEY or as who logged in, or as the operator by the service token.
+
+    At `address`, or where the variables say. Errors end the command.
+    """
 
     async def call() -> Result:
-        client = _client(service, operator=operator)
+        client = await _client(service, operator=operator, address=address)
         try:
             return await work(client)
         finally:
@@ -47,13 +54,33 @@ async def pages(client: ServiceClient, method: Any, request: Any) -> AsyncIterat
         request.page_token = response.next_page_token
 
 
-def _client(service: str, *, operator: bool) -> ServiceClient:
-    known = StateFolder(state_folder()).read_dev_env()
-    name = f"NARU_{service.upper()}_ADDRESS"
-    address = os.environ.get(name) or known.get(name)
+def replicas() -> list[str]:
+    """host:port of each inference replica, at least one: NARU_INFERENCE_ADDRESSES."""
+    return [part.strip() for part in _address("inference", "NARU_INFERENCE_ADDRESSES").split(",")]
+
+
+def _address(service: str, name: str) -> str:
+    address = os.environ.get(name) or StateFolder(state_folder()).read_dev_env().get(name)
     if not address:
         typer.secho(f"Set {name} to the host:port of {service}, or run this where `naru up` runs.", fg="red", err=True)
         raise typer.Exit(2)
+    return address
+
+
+def _target(service: str, address: str) -> Target:
+    """One address, or all replicas of the one service that can have several behind it."""
+    if service != "authsvc":
+        return Target(address)
+    try:
+        return target_of(address)
+    except ValueError as error:
+        typer.secho(f"NARU_AUTHSVC_ADDRESS: {error}", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+async def _client(service: str, *, operator: bool, address: str) -> ServiceClient:
+    address = address or _address(service, f"NARU_{service.upper()}_ADDRESS")
+    target = _target(service, address)
     if operator:
         folder = Path(os.environ.get("NARU_SERVICE_TOKENS_DIR") or state_folder() / "secrets")
         try:
@@ -61,19 +88,22 @@ def _client(service: str, *, operator: bool) -> ServiceClient:
         except (ValueError, OSError) as error:
             typer.secho(f"{folder}: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
-        return ServiceClient(address, name=service, service_token=token)
-    credential = (os.environ.get("OPENAI_API_KEY") or known.get("OPENAI_API_KEY", "")).strip()
+        return ServiceClient(target, name=service, service_token=token)
+    credential = os.environ.get("OPENAI_API_KEY", "").strip() or await saved_login.current_token(state_folder())
+    credential = credential or StateFolder(state_folder()).read_dev_env().get("OPENAI_API_KEY", "").strip()
     if not credential:
-        typer.secho("Set OPENAI_API_KEY to your key, or run this where `naru up` runs.", fg="red", err=True)
+        typer.secho(
+            "Set OPENAI_API_KEY to your key, `naru login`, or run this where `naru up` runs.", fg="red", err=True
+        )
         raise typer.Exit(2)
     try:
-        api_key.parse(credential)
+        access_token.check_credential(credential)
     except NaruError as error:
         # It is not sent: a variable of that name may well hold somebody's key for OpenAI.
         message = "OPENAI_API_KEY holds no key of Naru; those begin with sk-naru-. `. .naru/dev.env` sets the one of `naru up`."
         typer.secho(message, fg="red", err=True)
         raise typer.Exit(2) from error
-    return ServiceClient(address, name=service, credential=credential)
+    return ServiceClient(target, name=service, credential=credential)
 
 
 def state_folder() -> Path:

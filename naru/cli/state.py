@@ -6,11 +6,14 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from naru.identity import ServiceName
+
+# For the `naru` command alone: another `naru up` in a shell that has read the file may have other replicas.
+_OWN = frozenset({"NARU_INFERENCE_ADDRESSES"})
 
 
 class RunningAlreadyError(Exception):
@@ -102,6 +105,11 @@ class StateFolder:
             return {}
         lines = (line.removeprefix("export ") for line in self.dev_env.read_text().splitlines())
         return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+    def write_dev_env(self, variables: Mapping[str, str]) -> None:
+        """Writes `dev.env`, which only its owner can read."""
+        lines = (f"{'' if name in _OWN else 'export '}{name}={value}\n" for name, value in variables.items())
+        write_private(self.dev_env, "".join(lines))
 
 
 def write_private(path: Path, text: str) -> None:

@@ -10,15 +10,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TextIO, cast
 
 import aiohttp
 from rich.console import Console
 
-from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
-from naru.cli import log_files, processes
+from naru.cli import bootstrapping, log_files, processes
+from naru.cli.bootstrapping import ADMIN_EMAIL, ADMIN_PASSWORD, FirstAdmin
 from naru.cli.settings import Settings, UpError, settings_from
 from naru.cli.state import RunningAlreadyError, StateFolder, write_private
 from naru.cli.supervisor import GaveUpError, Program, Supervised, tail
@@ -41,6 +41,9 @@ LEFTOVER_SECONDS = 60.0
 """How long the processes of a supervisor that was killed get to end; they were told to when it died."""
 
 SERVICES = ("authsvc", "accounting", "inference", "edge")
+
+EMBEDDINGS = "embeddings"
+"""The second inference process, where there is one."""
 
 
 class Up:
@@ -112,13 +115,15 @@ class Up:
         for service in ("authsvc", "accounting"):
             await self._migrate(service)
         for service in SERVICES:
-            _ = self._start(self._program(service, [sys.executable, "-m", service], self._stop_seconds(service)))
+            _ = self._start(self._service(service, service, self._settings.environ))
+        if self._settings.embeddings is not None:
+            _ = self._start(self._service(EMBEDDINGS, "inference", self._settings.embeddings))
         for supervised in self._supervised[1:]:
             await self._wait_until_ready(supervised)
         await self._wait_until_it_answers()
-        api_key = await self._api_key()
-        self._write_dev_env(api_key)
-        self._greet(api_key, await self._served_model(api_key))
+        api_key, admin = await self._credentials()
+        self._write_dev_env(api_key, admin)
+        self._greet(api_key, admin, await self._served_model(api_key))
 
     def _say(self, text: str) -> None:
         self._console.print(f"  {text}", highlight=False)
@@ -151,8 +156,9 @@ class Up:
         supervised.task = asyncio.create_task(supervised.keep_running(), name=program.name)
         return supervised
 
-    def _program(self, name: str, command: list[str], stop_seconds: float = 10.0) -> Program:
-        return Program(name, command, self._settings.environ, self._settings.state.logs / f"{name}.log", stop_seconds)
+    def _service(self, name: str, service: str, environ: Mapping[str, str]) -> Program:
+        log = self._settings.state.logs / f"{name}.log"
+        return Program(name, [sys.executable, "-m", service], environ, log, self._stop_seconds(service))
 
     def _stop_seconds(self, service: str) -> float:
         """Its own grace for running requests, and what it needs for the rest; a wrong value it refuses itself."""
@@ -182,7 +188,8 @@ class Up:
             executable = redis_executable()
         except FileNotFoundError as error:
             raise UpError(f"Naru cannot start: {error}.") from error
-        return self._program("redis", [executable, str((state.secrets / "redis.conf").resolve())])
+        command = [executable, str((state.secrets / "redis.conf").resolve())]
+        return Program("redis", command, self._settings.environ, state.logs / "redis.log")
 
     async def _migrate(self, service: str) -> None:
         log = self._settings.state.logs / f"{service}.log"
@@ -203,14 +210,15 @@ class Up:
 
     async def _wait_until_ready(self, supervised: Supervised) -> None:
         name = supervised.program.name
-        port = self._settings.ports[f"NARU_{name.upper()}_OPS_PORT"]
+        variable = "NARU_UP_EMBEDDINGS_OPS_PORT" if name == EMBEDDINGS else f"NARU_{name.upper()}_OPS_PORT"
+        port = self._settings.ports[variable]
         started = time.monotonic()
         with self._console.status(f"{name}: starting") as status:
             while not await _answers(f"http://127.0.0.1:{port}/readyz"):
                 waited = time.monotonic() - started
                 if waited > READY_SECONDS:
                     raise UpError(f"{name} was not ready after {READY_SECONDS:.0f} s; see {supervised.program.log}")
-                note = " (loading the model)" if name == "inference" else ""
+                note = " (loading the model)" if name in ("inference", EMBEDDINGS) else ""
                 status.update(f"{name}: starting{note} {waited:.0f} s")
                 await asyncio.sleep(0.2)
         supervised.ready = True
@@ -224,21 +232,19 @@ class Up:
                 raise UpError("The edge cannot reach the other services; /health says which.")
             await asyncio.sleep(0.1)
 
-    async def _api_key(self) -> str:
-        """The key in `dev.env` while it works, else a new admin key."""
+    async def _credentials(self) -> tuple[str, FirstAdmin | None]:
+        """The key in `dev.env` while it works, else a new admin key; and the administrator, where there was none."""
         environ = self._settings.environ
         known = self._settings.state.read_dev_env().get("OPENAI_API_KEY", "")
-        if known and await _answers(f"{self._base_url()}/models", known):
-            return known
+        works = bool(known) and await _answers(f"{self._base_url()}/models", known)
         try:
             token = ServiceTokens.read(Path(environ["NARU_SERVICE_TOKENS_DIR"])).of(ServiceName.OPERATOR)
         except (OSError, ValueError) as error:
             raise UpError(f"Cannot make the first key: {error}") from error
         client = ServiceClient(environ["NARU_AUTHSVC_ADDRESS"], name="authsvc", service_token=token)
         try:
-            stub = auth_service_pb2_grpc.AuthServiceStub(client.channel)
-            request = auth_service_pb2.BootstrapRequest(additional=True)
-            return (await client.call(stub.Bootstrap, request, timeout=10)).api_key
+            key = known if works else (await bootstrapping.first_key(client, additional=True)).api_key
+            return key, await bootstrapping.first_admin(client)
         except NaruError as error:
             raise UpError(f"Cannot make the first key: {error.message}") from error
         finally:
@@ -247,48 +253,76 @@ class Up:
     def _base_url(self) -> str:
         return f"http://127.0.0.1:{self._settings.ports['NARU_EDGE_PORT']}/v1"
 
-    def _write_dev_env(self, api_key: str) -> None:
-        environ = self._settings.environ
+    def _write_dev_env(self, api_key: str, admin: FirstAdmin | None) -> None:
+        """What stands there of the administrator stays, unless there is a new one."""
+        environ, known = self._settings.environ, self._settings.state.read_dev_env()
+        kept = {name: known[name] for name in (ADMIN_EMAIL, ADMIN_PASSWORD) if name in known}
+        made = kept if admin is None else {ADMIN_EMAIL: admin.email, ADMIN_PASSWORD: admin.password}
         lines = {
             "OPENAI_BASE_URL": self._base_url(),
             "OPENAI_API_KEY": api_key,
             "NARU_AUTHSVC_ADDRESS": environ["NARU_AUTHSVC_ADDRESS"],
             "NARU_ACCOUNTING_ADDRESS": environ["NARU_ACCOUNTING_ADDRESS"],
+            **made,
+            "NARU_INFERENCE_ADDRESSES": environ["NARU_INFERENCE_ADDRESSES"],
         }
-        write_private(self._settings.state.dev_env, "".join(f"export {k}={v}\n" for k, v in lines.items()))
+        self._settings.state.write_dev_env(lines)
 
     async def _served_model(self, api_key: str) -> str:
-        """The name requests call the model by."""
+        """The name requests call the model that generates by, once the edge lists all that shall be served."""
+        deadline = time.monotonic() + 30
+        while True:
+            # The edge may have reached one process and not yet the other.
+            names = await self._listed_models(api_key)
+            generating = [name for name in names if name != self._settings.embedding_model]
+            if generating and self._settings.embedding_model in ("", *names):
+                return generating[0]
+            if time.monotonic() > deadline:
+                raise UpError(f"The edge lists {', '.join(names) or 'no model'}; `make logs` may say why.")
+            await asyncio.sleep(0.1)
+
+    async def _listed_models(self, api_key: str) -> list[str]:
         headers = {"Authorization": f"Bearer {api_key}"}
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
                 session.get(f"{self._base_url()}/models", headers=headers, raise_for_status=True) as response,
             ):
-                return str((await response.json())["data"][0]["id"])
-        except (aiohttp.ClientError, TimeoutError, LookupError) as error:
-            raise UpError("The edge does not list the model; `make logs` may say why.") from error
+                return [str(model["id"]) for model in (await response.json())["data"]]
+        except (aiohttp.ClientError, TimeoutError, LookupError):
+            return []
 
-    def _greet(self, api_key: str, model: str) -> None:
+    def _greet(self, api_key: str, admin: FirstAdmin | None, model: str) -> None:
         self._console.print(
-            f"\nNaru is up.\n\n  URL  {self._base_url()}\n  key  {api_key}   (admin; also in {self._settings.state.dev_env})\n\n"
+            f"\nNaru is up.\n\n  URL  {self._base_url()}\n  key  {api_key}   (admin; also in {self._settings.state.dev_env})\n"
+            f"{_admin_line(admin)}\n"
             f"  curl {self._base_url()}/chat/completions \\\n"
             f'    -H "Authorization: Bearer {api_key}" -H "Content-Type: application/json" \\\n'
             f'    -d \'{{"model": "{model}", "temperature": 0, "messages": '
             '[{"role": "user", "content": "What is the capital of France?"}]}\'\n\n'
+            f"{self._embeddings_line()}"
             f"Docs at http://127.0.0.1:{self._settings.ports['NARU_EDGE_PORT']}/docs. Ctrl-C or `make down` stops it.\n",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
 
+    def _embeddings_line(self) -> str:
+        model = self._settings.embedding_model
+        return f"Embeddings, rerank and score: {model} at {self._base_url()}/embeddings.\n" if model else ""
+
     async def _take_down(self) -> None:
         """In the order of the request's path, so that what runs can end and be metered; Redis last."""
-        order = {"edge": 0, "inference": 1, "accounting": 2, "authsvc": 3, "redis": 4}
+        order = {"edge": 0, "inference": 1, EMBEDDINGS: 1, "accounting": 2, "authsvc": 3, "redis": 4}
         for supervised in sorted(self._supervised, key=lambda s: order[s.program.name]):
             await supervised.stop()
         if self._supervised:
             self._say("stopped")
+
+
+def _admin_line(admin: FirstAdmin | None) -> str:
+    """Shown once: the password is not stored."""
+    return "" if admin is None else f"  you  {admin.email}, password {admin.password}   (`naru login`)\n"
 
 
 async def _answers(url: str, credential: str = "") -> bool:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
-from naru.cli import session, tables
+from naru.api.auth.v1 import audit_service_pb2
+from naru.cli import exporting, session, tables
 from naru.client import ServiceClient
 from naru.convert import timestamp_to_proto
+from naru.export import ExportFormat
 from naru.money import format_money
-from naru.usage_export import ExportFormat, header, lines
+from naru.usage_export import USAGE
 
 
 class Dimension(StrEnum):
@@ -136,14 +133,14 @@ def export(  # noqa: PLR0917 -- typer makes an option of each
     async def call(client: ServiceClient) -> int:
         stub = usage_service_pb2_grpc.UsageServiceStub(client.channel)
         exported = 0
-        with _opened(output) as file, _progress() as progress:
+        with exporting.opened(output) as file, exporting.progress() as progress:
             task = progress.add_task("events", total=None)
-            file.write(header(written))
+            file.write(USAGE.header(written))
             async with client.stream(stub.ExportUsage, request, timeout=_EXPORT_TIMEOUT) as responses:
                 async for response in responses:
                     if response.total_records:
                         progress.update(task, total=response.total_records)
-                    file.write(lines(written, response.records))
+                    file.write(USAGE.lines(written, response.records))
                     exported += len(response.records)
                     progress.update(task, completed=exported)
             # It was only about right.
@@ -157,7 +154,9 @@ def export(  # noqa: PLR0917 -- typer makes an option of each
 def between(
     request: usage_service_pb2.QueryUsageRequest
     | usage_service_pb2.ExportUsageRequest
-    | usage_service_pb2.ListRequestsRequest,
+    | usage_service_pb2.ListRequestsRequest
+    | audit_service_pb2.ListAuditEntriesRequest
+    | audit_service_pb2.ExportAuditEntriesRequest,
     since: datetime | None,
     until: datetime | None,
 ) -> None:
@@ -166,32 +165,3 @@ def between(
         request.start_time.CopyFrom(timestamp_to_proto(since.replace(tzinfo=UTC).timestamp()))
     if until is not None:
         request.end_time.CopyFrom(timestamp_to_proto(until.replace(tzinfo=UTC).timestamp()))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file that is there only once it is whole; errors end the command."""
-    if str(path) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    except OSError as error:
-        typer.secho(f"{path}: {error.strerror or error}", fg="red", err=True)
-        raise typer.Exit(1) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )

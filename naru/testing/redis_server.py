@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from naru.embedded import redis_executable
 
@@ -35,13 +36,22 @@ def redis_server() -> Iterator[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ports of 127.0.0.1 that nobody listens on at this moment."""
+    """So many different ports of 127.0.0.1 that nobody listens on at this moment.
+
+    They lie below the ports that systems hand out by themselves (32768 on Linux), so that no connection takes one before it is
+    listened on, nor while its process is being started again.
+    """
     with ExitStack() as stack:
-        # All at once: a port that was let go may be given out again.
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        found: list[int] = []
+        # Held until all are found. In an order of chance: several test runs may look at the same time.
+        for port in random.sample(range(10_000, 32_000), 1_000):
+            probe = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise RuntimeError("too few free ports from 10000 to 31999")
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ from naru.identity import ServiceName
 ROOT = Path(__file__).parents[2]
 SERVICES = ("edge", "authsvc", "accounting", "inference")
 FILES = ("docker-compose.yml", "docker-compose.cpu.yml", "docker-compose.gpu.yml")
+UPSTREAM = "docker-compose.upstream.yml"
 
 
 def compose(name: str) -> dict[str, Any]:
@@ -46,10 +47,10 @@ def variables(service: str) -> set[str]:
 
 def owner(name: str) -> str:
     """The service whose code a compose service runs."""
-    return "inference" if name == "model" else name.removesuffix("-migrate")
+    return "inference" if name in ("model", "upstream") else name.removesuffix("-migrate")
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, UPSTREAM])
 def test_every_variable_is_known(name: str) -> None:
     """A misspelt variable would be a service that does not start."""
     for service, definition in compose(name)["services"].items():
@@ -82,6 +83,19 @@ def test_services_find_each_other_where_they_listen() -> None:
                 host, _, port = value.partition(":")
                 assert host in services
                 assert f"NARU_{host.upper()}_PORT={port}" in (ROOT / host / "Dockerfile").read_text()
+
+
+def test_an_upstream_is_one_more_replica() -> None:
+    """The edge is told of both, where they listen; the new one has what every replica has, and a journal of its own."""
+    first, added = compose("docker-compose.yml"), compose(UPSTREAM)
+    inference, upstream = first["services"]["inference"], added["services"]["upstream"]
+    (told,) = added["services"]["edge"]["environment"].values()
+    assert told.split(",") == [first["services"]["edge"]["environment"]["NARU_INFERENCE_ADDRESSES"], "upstream:50053"]
+    for key in ("NARU_SERVICE_TOKENS_DIR", "NARU_AUTHSVC_ADDRESS", "NARU_ACCOUNTING_ADDRESS"):
+        assert upstream["environment"][key] == inference["environment"][key]
+    assert "upstream-journal:/journal" in upstream["volumes"]
+    assert list(added["volumes"]) == ["upstream-journal"]
+    assert not upstream.get("ports")
 
 
 def test_only_the_edge_is_published() -> None:

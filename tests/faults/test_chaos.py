@@ -9,6 +9,8 @@ import pytest
 
 from bench.chaos import VICTIMS, Plan, run
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.mark.timeout(180)
 async def test_every_request_has_one_outcome(tmp_path: Path) -> None:

@@ -36,11 +36,11 @@ def cost(requests: int, prompt_tokens: int, completion_tokens: int, cached_promp
     )
 
 
-def sell(naru: Platform, prices: price_pb2.UnitPrices = PRICES) -> None:
-    """Sets a price for the model, and returns when it is in force."""
+def sell(naru: Platform, prices: price_pb2.UnitPrices = PRICES, model: str = MODEL) -> None:
+    """Sets a price for a model, and returns when it is in force."""
     with naru.channel("ACCOUNTING") as channel:
         stub = pricing_service_pb2_grpc.PricingServiceStub(channel)
-        request = pricing_service_pb2.CreatePriceRequest(price=price_pb2.Price(model=MODEL, unit_prices=prices))
+        request = pricing_service_pb2.CreatePriceRequest(price=price_pb2.Price(model=model, unit_prices=prices))
         price = stub.CreatePrice(request, metadata=naru.bearer(), timeout=10).price
     time.sleep(max(price.effective_time.ToSeconds() + 1 - price.create_time.ToSeconds(), 0))
 

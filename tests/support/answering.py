@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from edge.convert import event_from_proto
@@ -28,9 +29,9 @@ async def answer(engine: Engine, **body: Any) -> dict[str, Any]:
     return rendered
 
 
-async def chunks(engine: Engine, **body: Any) -> list[dict[str, Any]]:
-    """The chunks that a body is answered with as a stream."""
-    deltas, options = await _deltas(engine, body | {"stream": True})
+async def chunks(engine: Engine, heard: Callable[[], None] = lambda: None, **body: Any) -> list[dict[str, Any]]:
+    """The chunks that a body is answered with as a stream; `heard` is called for each delta, when it comes."""
+    deltas, options = await _deltas(engine, body | {"stream": True}, heard)
     stream = (CompletionStream if "prompt" in body else ChatStream)(options)
     data = (
         stream.start() + b"".join(stream.render([delta]) for delta in deltas) + stream.finish(_usage(deltas, options))
@@ -61,7 +62,9 @@ def collected(chunks: list[dict[str, Any]]) -> dict[str, Any]:
     return {"message": message, "calls": [calls[index] for index in sorted(calls)], "finish_reason": reason}
 
 
-async def _deltas(engine: Engine, body: dict[str, Any]) -> tuple[list[Delta], AnswerOptions]:
+async def _deltas(
+    engine: Engine, body: dict[str, Any], heard: Callable[[], None] = lambda: None
+) -> tuple[list[Delta], AnswerOptions]:
     body = {"model": MODEL} | body
     sent = json.dumps(body).encode()
     parsed = (parse_completion if "prompt" in body else parse_chat)(sent)
@@ -76,6 +79,7 @@ async def _deltas(engine: Engine, body: dict[str, Any]) -> tuple[list[Delta], An
         event = event_from_proto(frame_to_proto(1, output))
         assert isinstance(event, Delta)
         deltas.append(event)
+        heard()
         if output.error is not None:
             failures.append(output.error)
             open_choices.clear()

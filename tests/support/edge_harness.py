@@ -69,10 +69,9 @@ async def edge_with_peers(directory: Path, *, replicas: int = 1, **settings: Any
         config = EdgeConfig(
             port=0,
             service_tokens_dir=write_tokens(directory),
-            authsvc_address=f"127.0.0.1:{auth.port}",
             accounting_address=f"127.0.0.1:{accounting.port}",
             inference_addresses=tuple(f"127.0.0.1:{peer.port}" for peer in inferences),
-            **({"shutdown_grace": 0.2} | settings),
+            **({"shutdown_grace": 0.2, "authsvc_address": f"127.0.0.1:{auth.port}"} | settings),
         )
         lifecycle = Lifecycle()
         service = await stack.enter_async_context(running(config, lifecycle))
@@ -90,7 +89,8 @@ async def _healthy(harness: Harness) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         async with harness.http.get(harness.url + "/health") as answer:
-            if answer.status == 200:
+            # Of several replicas one is enough for 200; here all have to be there.
+            if (await answer.json())["status"] == "ok":
                 return
         await asyncio.sleep(0.02)
     raise AssertionError("the edge did not become healthy")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from naru.api.accounting.v1 import (
@@ -21,6 +21,7 @@ from naru.identity import ServiceName, ServiceTokens
 from naru.interceptors import Authenticator, CallerAuthenticator
 from naru.metrics import Metrics
 from naru.server import GrpcServer
+from tests.support import reserving
 from tests.support.recorded_rpcs import RecordedRpcs
 from tests.support.service_tokens import NobodyKnown
 
@@ -110,6 +111,9 @@ class FakeAccounting:
 class _Quota(quota_service_pb2_grpc.QuotaServiceServicer):
     def __init__(self, fake: FakeAccounting) -> None:
         self._fake = fake
+
+    def ReserveSession(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        return reserving.answered(self.Reserve, requests, context)
 
     async def Reserve(self, request: Any, context: Any) -> quota_service_pb2.ReserveResponse:
         self._fake.reserved.extend(request.items)

@@ -13,6 +13,7 @@ from naru.identity import Principal, ServiceName, ServiceTokens
 from naru.interceptors import CallerAuthenticator
 from naru.metrics import Metrics
 from naru.server import GrpcServer
+from tests.support import authenticating
 from tests.support.service_tokens import NobodyKnown
 
 
@@ -54,6 +55,9 @@ class _Auth(auth_service_pb2_grpc.AuthServiceServicer):
         if principal is None:
             raise invalid_api_key()
         return auth_service_pb2.AuthenticateResponse(principal=principal_to_proto(principal), as_of=1, epoch="one")
+
+    async def BatchAuthenticate(self, request: Any, context: Any) -> auth_service_pb2.BatchAuthenticateResponse:
+        return await authenticating.answered(self.Authenticate, request, context)
 
     async def WatchInvalidations(self, request: Any, context: Any) -> AsyncIterator[Any]:
         while True:

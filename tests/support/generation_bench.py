@@ -19,10 +19,12 @@ from inference.events import (
     Refused,
     UsageEvent,
 )
+from inference.fair_queue import FairQueue
 from inference.generations import Generations
 from inference.journal import Journal
 from inference.metrics import InferenceMetrics
 from inference.tools import Tools
+from inference.turns import TurnLimits, Turns
 from naru.errors import NaruError
 from naru.identity import Principal
 from naru.interceptors import internal_error
@@ -102,7 +104,13 @@ class Bench:
     leases: Leases
     clock: FakeClock
     metrics: InferenceMetrics
+    kit_metrics: Metrics
+    queue: FairQueue
     generations: Generations
+
+    def overloaded(self, bound: str) -> float | None:
+        """How many were refused because of a bound of the queue."""
+        return self.kit_metrics.registry.get_sample_value("naru_inference_overloaded_total", {"bound": bound})
 
 
 @dataclass(slots=True)
@@ -158,19 +166,24 @@ def new_bench(
     engine: ScriptedEngine | None = None,
     abort_patience: float = 5.0,
     segment_bytes: int = 1 << 20,
+    queue_length: int = 1024,
+    patience: float = 30.0,
 ) -> Bench:
     """Everything anew; the journal is in `directory`. Call inside a running loop."""
-    metrics = InferenceMetrics(Metrics())
+    kit_metrics = Metrics()
+    metrics = InferenceMetrics(kit_metrics)
     logger = get_logger("test")
     engine = engine or ScriptedEngine()
     accounting, clock = CommandedAccounting(), FakeClock()
     journal = Journal(directory, logger, metrics, segment_bytes)
     leases = Leases(accounting, logger, metrics, interval=0.01)
+    queue = FairQueue(engine.slots(), queue_length)
     tools = Tools(
         engine=engine,
         journal=journal,
         leases=leases,
         reservations=Reservations(accounting, logger),
+        turns=Turns(queue, TurnLimits(patience, {"heavy": 4.0}), clock, metrics),
         clock=clock,
         logger=logger,
         metrics=metrics,
@@ -180,7 +193,7 @@ def new_bench(
         epoch="epoch-1",
         abort_patience=abort_patience,
     )
-    return Bench(engine, accounting, journal, leases, clock, metrics, Generations(tools))
+    return Bench(engine, accounting, journal, leases, clock, metrics, kit_metrics, queue, Generations(tools))
 
 
 def order_of(number: int = 1, *, reserved: int | None = 100, n: int = 1, **changes: object) -> GenerationOrder:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,7 @@ import redis
 
 from naru.api.accounting.v1 import usage_service_pb2, usage_service_pb2_grpc
 from naru.api.auth.v1 import api_key_service_pb2, api_key_service_pb2_grpc
-from naru.cli.settings import DEFAULT_PORTS
+from naru.cli.settings import DEFAULT_PORTS, EMBEDDING_PORTS
 from naru.cli.state import StateFolder
 from naru.testing.redis_server import free_ports
 
@@ -29,18 +30,29 @@ START_SECONDS = 180
 
 
 class Platform:
-    """A running installation, and what a test wants to know of it."""
+    """A running installation, and what a test wants to know of it.
 
-    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+    Args:
+        folder: Its state.
+        environ: Settings.
+        two_replicas: Whether the edge looks for a second replica of inference, which `second_replica` starts.
+    """
+
+    def __init__(self, folder: Path, environ: Mapping[str, str], *, two_replicas: bool = False) -> None:
         self.state = StateFolder(folder)
         self._clients: list[openai.OpenAI] = []
-        self.ports = dict(zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS)), strict=True))
+        names = (*DEFAULT_PORTS, *EMBEDDING_PORTS)
+        free = free_ports(len(names) + 2)
+        self.second_ports, self.ports = free[:2], dict(zip(names, free[2:], strict=True))
+        replicas = (self.ports["NARU_INFERENCE_PORT"], self.second_ports[0])
+        addresses = {"NARU_INFERENCE_ADDRESSES": ",".join(f"127.0.0.1:{port}" for port in replicas)}
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("NARU_", "OPENAI_", "OTEL_"))},
             **{name: str(port) for name, port in self.ports.items()},
             "NARU_UP_STATE": str(folder),
             "NARU_INFERENCE_MODEL": str(MODEL_FOLDER),
             "NARU_INFERENCE_SERVED_MODEL_NAME": MODEL,
+            **(addresses if two_replicas else {}),
             **environ,
         }
 
@@ -97,7 +109,10 @@ class Platform:
 
     def metric(self, service: str, name: str) -> float:
         """The sum of a metric's samples, over labels."""
-        port = self.ports[f"NARU_{service.upper()}_OPS_PORT"]
+        return self.metric_at(self.ports[f"NARU_{service.upper()}_OPS_PORT"], name)
+
+    def metric_at(self, port: int, name: str) -> float:
+        """The same, of the process with this ops port."""
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
             lines = response.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
@@ -108,6 +123,13 @@ class Platform:
             stub = api_key_service_pb2_grpc.ApiKeyServiceStub(channel)
             request = api_key_service_pb2.CreateApiKeyRequest(**fields)  # type: ignore[arg-type] # named by the test
             return stub.CreateApiKey(request, metadata=self.bearer(), timeout=10).secret_key
+
+    def new_workspace(self, name: str) -> str:
+        """Makes a workspace and returns its id; the services have no call for it, so this writes into their database."""
+        with closing(sqlite3.connect(self.state.data / "authsvc.db")) as database, database:
+            row = (name, name, "unlimited", int(time.time() * 1_000_000))
+            database.execute("INSERT INTO workspaces (workspace_id, name, tier, create_time) VALUES (?, ?, ?, ?)", row)
+        return name
 
     def revoke_key(self, key_id: str) -> None:
         """Revokes an API key as the admin."""
@@ -142,20 +164,41 @@ class Platform:
     @contextmanager
     def second_edge(self) -> Iterator[str]:
         """One more edge in front of the same services; yields its URL."""
-        (first,) = self.service_ids("edge")
-        environ = dict(
+        port, ops_port = free_ports(2)
+        with self.second("edge", {"NARU_EDGE_PORT": str(port), "NARU_EDGE_OPS_PORT": str(ops_port)}):
+            yield f"http://127.0.0.1:{port}"
+
+    @contextmanager
+    def second_replica(self, environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        """One more replica of inference, where the edge expects it; needs `two_replicas`. Keeps its journal between runs."""
+        port, ops_port = self.second_ports
+        own = {
+            "NARU_INFERENCE_PORT": str(port),
+            "NARU_INFERENCE_OPS_PORT": str(ops_port),
+            "NARU_INFERENCE_JOURNAL_DIR": str(self.state.data / "journal-2"),
+            "NARU_INFERENCE_REPLICA_ID": "second",
+        }
+        with self.second("inference", own | dict(environ)) as process:
+            # Ready is not yet connected.
+            until(lambda: self.metric_at(ops_port, "naru_inference_sessions") > 0, 10, "the edge to find the replica")
+            yield process
+
+    @contextmanager
+    def second(self, service: str, environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        """One more process of a service, unsupervised, like the first one but for `environ`, which gives it ports."""
+        (first,) = self.service_ids(service)
+        inherited = dict(
             entry.split("=", 1) for entry in Path(f"/proc/{first}/environ").read_text().split("\0") if "=" in entry
         )
-        port, ops_port = free_ports(2)
-        environ |= {"NARU_EDGE_PORT": str(port), "NARU_EDGE_OPS_PORT": str(ops_port)}
-        with (self.state.logs / "edge-2.log").open("wb") as output:
-            edge = subprocess.Popen([sys.executable, "-m", "edge"], cwd=ROOT, env=environ, stdout=output, stderr=output)
+        command, ops_port = [sys.executable, "-m", service], environ[f"NARU_{service.upper()}_OPS_PORT"]
+        with (self.state.logs / f"{service}-2.log").open("ab") as output:
+            process = subprocess.Popen(command, cwd=ROOT, env=inherited | dict(environ), stdout=output, stderr=output)
         try:
-            until(lambda: answers(f"http://127.0.0.1:{ops_port}/readyz"), 30, "the second edge to be ready")
-            yield f"http://127.0.0.1:{port}"
+            until(lambda: answers(f"http://127.0.0.1:{ops_port}/readyz"), 30, f"the second {service} to be ready")
+            yield process
         finally:
-            edge.terminate()
-            edge.wait(timeout=60)
+            process.terminate()
+            process.wait(timeout=60)
 
     def channel(self, service: str) -> grpc.Channel:
         """A channel to a service, such as "AUTHSVC"."""
@@ -167,9 +210,11 @@ class Platform:
 
 
 @contextmanager
-def platform(folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[Platform]:
+def platform(
+    folder: Path, environ: Mapping[str, str] | None = None, *, two_replicas: bool = False
+) -> Iterator[Platform]:
     """Runs one; stops it afterwards and asserts that it left no process behind."""
-    running = Platform(folder, environ or {})
+    running = Platform(folder, environ or {}, two_replicas=two_replicas)
     try:
         running.start()
         yield running

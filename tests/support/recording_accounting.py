@@ -27,6 +27,7 @@ from naru.identity import Principal, ServiceName, ServiceTokens
 from naru.interceptors import CallerAuthenticator
 from naru.metrics import Metrics
 from naru.server import GrpcServer
+from tests.support import authenticating, reserving
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -43,6 +44,9 @@ class RecordingAccounting(quota_service_pb2_grpc.QuotaServiceServicer, usage_ser
         self.counters: list[usage_service_pb2.EngineCounters] = []
         self.refusal: error_pb2.Error | None = None
         self.output_token_cap: int | None = None
+
+    def ReserveSession(self, request_iterator: Any, context: Context) -> AsyncIterator[Any]:
+        return reserving.answered(self.Reserve, request_iterator, context)
 
     async def Reserve(
         self, request: quota_service_pb2.ReserveRequest, context: Context
@@ -119,6 +123,11 @@ class KeyRing(auth_service_pb2_grpc.AuthServiceServicer):
             raise invalid_api_key()
         principal = principal_to_proto(self._principals[request.credential])
         return auth_service_pb2.AuthenticateResponse(principal=principal, epoch="test")
+
+    async def BatchAuthenticate(
+        self, request: auth_service_pb2.BatchAuthenticateRequest, context: Context
+    ) -> auth_service_pb2.BatchAuthenticateResponse:
+        return await authenticating.answered(self.Authenticate, request, context)
 
     async def WatchInvalidations(
         self, request: auth_service_pb2.WatchInvalidationsRequest, context: Context

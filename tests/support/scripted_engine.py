@@ -15,6 +15,7 @@ from inference.engine import (
     Sink,
     Tokens,
 )
+from inference.engine_control import EngineControl
 from naru.errors import NaruError
 
 
@@ -30,6 +31,9 @@ class Submitted:
     counts: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     abandoned: bool = False
+
+    async def taken(self) -> None:
+        """At once."""
 
     def abandon(self) -> None:
         """Nobody waits for its end."""
@@ -81,9 +85,11 @@ class ScriptedEngine:
         self.refuse_prepare: Exception | None = None
         self.refuse_submit: NaruError | None = None
         self.confirm_cancel = True
+        self.slot_count = 64
         self.alive = True
         self.answers = True
         self._models = models
+        self.controlled: EngineControl | None = None
 
     async def start(self) -> None:
         """Has nothing to load."""
@@ -124,11 +130,19 @@ class ScriptedEngine:
         """As the constructor was told."""
         return tuple(ServedModel(name, "test", 2048, 1_700_000_000.0) for name in self._models)
 
+    def control(self) -> EngineControl | None:
+        """As `controlled` says."""
+        return self.controlled
+
     def counters(self) -> EngineCounters:
         """What it was told to say, of what ended."""
         ended = [one for one in self.submitted if len(one.ended) == one.choices and not one.abandoned]
         generated = sum(sum(one.counts.values()) for one in ended)
         return EngineCounters(len(ended), self.prompt_tokens * len(ended), 0, generated)
+
+    def slots(self) -> int:
+        """As `slot_count` says."""
+        return self.slot_count
 
     def unfinished_requests(self) -> int:
         """Open choices."""
@@ -137,6 +151,10 @@ class ScriptedEngine:
     def healthy(self) -> bool:
         """As `alive` says."""
         return self.alive
+
+    def available(self) -> bool:
+        """Always."""
+        return True
 
     async def responsive(self, timeout: float) -> bool:
         """As `answers` says."""

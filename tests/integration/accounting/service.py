@@ -15,12 +15,14 @@ from naru.api.accounting.v1 import (
     usage_service_pb2_grpc,
 )
 from naru.client import ServiceClient
+from naru.conversation import Conversation
 from naru.convert import principal_to_proto, timestamp_to_proto
 from naru.identity import Principal, Role, ServiceName, ServiceTokens
 from naru.ids import uuid7
 from naru.lifecycle import Running
 from tests.support.recording_accounting import KeyRing
 
+ReserveSession = Conversation[quota_service_pb2.ReserveSessionRequest, quota_service_pb2.ReserveSessionResponse]
 _TIMEOUT = 5.0
 NOW = 1_800_000_000.0
 
@@ -36,6 +38,9 @@ class Caller:
     async def reserve(self, *items: quota_service_pb2.Reservation) -> list[quota_service_pb2.ReserveResult]:
         request = quota_service_pb2.ReserveRequest(items=items)
         return list((await self._client.call(self._quota.Reserve, request, timeout=_TIMEOUT)).results)
+
+    def session(self) -> ReserveSession:
+        return Conversation(self._client, self._quota.ReserveSession)
 
     async def release(self, *items: quota_service_pb2.EventRef) -> list[bool]:
         request = quota_service_pb2.ReleaseRequest(items=items)

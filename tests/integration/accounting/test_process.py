@@ -17,6 +17,8 @@ from accounting.config import AccountingConfig
 from naru.config import ConfigError
 from naru.lifecycle import Lifecycle
 
+pytestmark = pytest.mark.faults
+
 
 async def start(*arguments: str, **variables: str) -> asyncio.subprocess.Process:
     """Starts `python -m accounting`."""

@@ -15,8 +15,13 @@ from naru.api.auth.v1 import (
     api_key_pb2,
     api_key_service_pb2,
     api_key_service_pb2_grpc,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     auth_service_pb2,
     auth_service_pb2_grpc,
+    user_pb2,
+    user_service_pb2,
+    user_service_pb2_grpc,
 )
 from naru.client import ServiceClient
 from naru.errors import NaruError, Reason
@@ -33,19 +38,52 @@ class KeyOwner:
     client: ServiceClient
 
     async def create(self, **fields: Any) -> api_key_service_pb2.CreateApiKeyResponse:
-        stub = api_key_service_pb2_grpc.ApiKeyServiceStub(self.client.channel)
-        request = api_key_service_pb2.CreateApiKeyRequest(**fields)
-        return await self.client.call(stub.CreateApiKey, request, timeout=_TIMEOUT)
+        return await self._call("Create", **fields)
 
     async def list(self, **fields: Any) -> api_key_service_pb2.ListApiKeysResponse:
         stub = api_key_service_pb2_grpc.ApiKeyServiceStub(self.client.channel)
         request = api_key_service_pb2.ListApiKeysRequest(**fields)
         return await self.client.call(stub.ListApiKeys, request, timeout=_TIMEOUT)
 
+    async def get(self, **fields: Any) -> api_key_pb2.ApiKey:
+        return (await self._call("Get", **fields)).api_key
+
+    async def update(self, **fields: Any) -> api_key_pb2.ApiKey:
+        return (await self._call("Update", **fields)).api_key
+
+    async def rotate(self, **fields: Any) -> api_key_service_pb2.RotateApiKeyResponse:
+        return await self._call("Rotate", **fields)
+
+    async def block(self, **fields: Any) -> api_key_pb2.ApiKey:
+        return (await self._call("Block", **fields)).api_key
+
+    async def unblock(self, **fields: Any) -> api_key_pb2.ApiKey:
+        return (await self._call("Unblock", **fields)).api_key
+
     async def revoke(self, **fields: Any) -> api_key_pb2.ApiKey:
+        return (await self._call("Revoke", **fields)).api_key
+
+    async def new_user(self, email: str = "ann@example.com", **fields: Any) -> str:
+        """The id of a user who belongs to the owner's workspace."""
+        stub = user_service_pb2_grpc.UserServiceStub(self.client.channel)
+        request = user_service_pb2.CreateUserRequest(user=user_pb2.User(email=email, **fields))
+        return (await self.client.call(stub.CreateUser, request, timeout=_TIMEOUT)).user.user_id
+
+    async def audit(self, **fields: Any) -> audit_service_pb2.ListAuditEntriesResponse:
+        stub = audit_service_pb2_grpc.AuditServiceStub(self.client.channel)
+        request = audit_service_pb2.ListAuditEntriesRequest(**fields)
+        return await self.client.call(stub.ListAuditEntries, request, timeout=_TIMEOUT)
+
+    async def exported(self, **fields: Any) -> tuple[audit_service_pb2.AuditEntry, ...]:
+        stub = audit_service_pb2_grpc.AuditServiceStub(self.client.channel)
+        request = audit_service_pb2.ExportAuditEntriesRequest(**fields)
+        async with self.client.stream(stub.ExportAuditEntries, request, timeout=_TIMEOUT) as pages:
+            return tuple([entry async for page in pages for entry in page.entries])
+
+    async def _call(self, verb: str, **fields: Any) -> Any:
         stub = api_key_service_pb2_grpc.ApiKeyServiceStub(self.client.channel)
-        request = api_key_service_pb2.RevokeApiKeyRequest(**fields)
-        return (await self.client.call(stub.RevokeApiKey, request, timeout=_TIMEOUT)).api_key
+        request = getattr(api_key_service_pb2, f"{verb}ApiKeyRequest")(**fields)
+        return await self.client.call(getattr(stub, f"{verb}ApiKey"), request, timeout=_TIMEOUT)
 
 
 class AuthService:
@@ -78,6 +116,13 @@ class AuthService:
         stub = auth_service_pb2_grpc.AuthServiceStub(client.channel)
         request = auth_service_pb2.AuthenticateRequest(credential=credential, client_address=client_address)
         return await client.call(stub.Authenticate, request, timeout=_TIMEOUT)
+
+    async def authenticate_together(self, *credentials: str) -> list[auth_service_pb2.AuthenticateResult]:
+        client = self.as_service(ServiceName.EDGE)
+        stub = auth_service_pb2_grpc.AuthServiceStub(client.channel)
+        requests = [auth_service_pb2.AuthenticateRequest(credential=credential) for credential in credentials]
+        request = auth_service_pb2.BatchAuthenticateRequest(requests=requests)
+        return list((await client.call(stub.BatchAuthenticate, request, timeout=_TIMEOUT)).results)
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[auth_service_pb2.WatchInvalidationsResponse]]:

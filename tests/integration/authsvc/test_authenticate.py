@@ -8,8 +8,8 @@ import pytest
 
 from naru import api_key
 from naru.api.common.v1 import principal_pb2
-from naru.convert import timestamp_from_proto, timestamp_to_proto
-from naru.errors import Reason, invalid_api_key
+from naru.convert import error_from_proto, timestamp_from_proto, timestamp_to_proto
+from naru.errors import Reason, invalid_api_key, invalid_argument
 from naru.identity import ServiceName
 from naru.testing.clock import FakeClock
 from tests.integration.authsvc.harness import AuthService, refused
@@ -69,6 +69,20 @@ async def test_every_refusal_is_the_same(service: AuthService, clock: FakeClock)
     for credential, address in refusals:
         assert await refused(service.authenticate(credential, address)) == invalid_api_key(), (credential, address)
     assert (await service.authenticate(good, "192.0.2.1")).principal.key_id
+
+
+async def test_several_at_once_are_told_as_each_alone(service: AuthService) -> None:
+    """In their order, an error for its own credential alone; at most 256."""
+    admin = await service.admin()
+    keys = [(await admin.create()).secret_key for _ in range(3)]
+    results = await service.authenticate_together(keys[0], "sk-not-ours", keys[1], keys[0], "", keys[2])
+    told = [result.response if result.HasField("response") else None for result in results]
+    alone = [await service.authenticate(key) for key in keys]
+    assert told == [alone[0], None, alone[1], alone[0], None, alone[2]]
+    assert [error_from_proto(results[place].error) for place in (1, 4)] == [invalid_api_key()] * 2
+    assert await service.authenticate_together() == []
+    error = await refused(service.authenticate_together(*["sk-not-ours"] * 257))
+    assert error == invalid_argument("requests", "requests must have at most 256 items.")
 
 
 @pytest.mark.parametrize("address", ["", "10.1.2.3", "::ffff:10.1.2.3"])

@@ -24,6 +24,8 @@ from naru.lifecycle import Lifecycle
 from naru.testing.postgres_server import PostgresServer
 from tests.integration.authsvc.harness import eventually, refused, serving
 
+pytestmark = pytest.mark.faults
+
 
 async def command(*arguments: str, **variables: str) -> tuple[int, str]:
     """Runs `python -m authsvc`; returns exit code and standard error."""

@@ -21,6 +21,8 @@ from tests.support.edge_harness import KEY, PRINCIPAL, Harness, edge_with_peers,
 from tests.support.fake_inference import MODEL, Event, accepted, delta, finished, refused
 from tests.support.service_tokens import EDGE_TOKENS
 
+pytestmark = pytest.mark.faults
+
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 STREAM = CHAT | {"stream": True}
 PATH = "/v1/chat/completions"
@@ -169,6 +171,23 @@ async def test_busy_replica_is_passed_over(tmp_path: Path) -> None:
         assert len(edge.replicas[0].submitted) >= 1
         assert len(edge.accounting.reserved) == 2
         assert edge.accounting.released == []
+
+
+async def test_one_of_two_replicas_is_enough(tmp_path: Path) -> None:
+    """With one away the edge is degraded, says which one it is, and serves; with both it is down."""
+    async with edge_with_peers(tmp_path, replicas=2) as edge:
+
+        async def health() -> tuple[int, str]:
+            async with edge.http.get(edge.url + "/health") as answer:
+                return answer.status, (await answer.json())["status"]
+
+        for replica, state in zip(edge.replicas, [(200, "degraded"), (503, "degraded")], strict=True):
+            await replica.kill()
+            async with asyncio.timeout(5):
+                while await health() != state:
+                    await asyncio.sleep(0.02)
+            for _ in range(3):
+                assert (await status_and_code(edge, CHAT))[0] == state[0]
 
 
 async def test_slow_reader_is_cut_alone(tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.app import running
-from edge.config import EdgeConfig
-from naru.lifecycle import Lifecycle
-from tests.support.inference_service import inference_service
+from tests.support.simulated_edge import MODEL, SimulatedEdge, simulated_edge
+from tests.support.wild_bodies import WILD
 
-_MODEL = "small"
+pytestmark = pytest.mark.faults
+
 _TURN = {"role": "user", "content": "Hello"}
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 _CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -66,57 +63,12 @@ _BODIES: dict[str, dict[str, Any]] = {
     "/tokenize": {"messages": [_TURN], "return_token_strs": True, "add_generation_prompt": True},
     "/detokenize": {"tokens": [1, 2, 3]},
 }
-_LEAVES = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([0, -1, 2**31, 2**63, 2**64, 10**400, 1e308])
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=()), max_size=6)
-    | st.sampled_from(["", "text", "none", "auto", "required", "\ud800", "\x00", "tool_use", "image", "a" * 3_000])
-)
-_JSON = st.recursive(
-    _LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Where it listens, and a key for it."""
-
-    url: str
-    key: str
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with AsyncExitStack() as stack:
-        inference = await stack.enter_async_context(
-            inference_service(tmp_path, simulated_tokens_per_second=5000.0, simulated_prefill_seconds=0.0)
-        )
-        config = EdgeConfig(
-            port=0,
-            service_tokens_dir=tmp_path / "tokens",
-            authsvc_address=inference.peers_address,
-            accounting_address=inference.peers_address,
-            inference_addresses=(f"127.0.0.1:{inference.port}",),
-            shutdown_grace=0.2,
-        )
-        up = await stack.enter_async_context(running(config, Lifecycle()))
-        key, _ = inference.new_key()
-        made = Service(f"http://127.0.0.1:{up.port}", key)
-        await asyncio.to_thread(_wait_for_model, made)
+async def service(tmp_path: Path) -> AsyncIterator[SimulatedEdge]:
+    async with simulated_edge(tmp_path) as made:
         yield made
-
-
-def _wait_for_model(service: Service) -> None:
-    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {service.key}"}, timeout=10) as client:
-        for _ in range(500):
-            if client.get("/health").status_code == 200:
-                return
-    raise AssertionError("the edge did not become healthy")
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -136,7 +88,7 @@ def _bodies(draw: st.DrawFn, valid: dict[str, Any]) -> bytes:
         holder = body
         for step in path[:-1]:
             holder = holder[step]
-        holder[path[-1]] = draw(_JSON)
+        holder[path[-1]] = draw(WILD)
     text = bytearray(json.dumps(body).encode())
     if draw(st.integers(0, 4)) == 0:
         text[draw(st.integers(0, len(text) - 1))] = draw(st.integers(0, 255))
@@ -158,11 +110,10 @@ def _check(path: str, answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("path", _BODIES)
-async def test_no_body_breaks_it(service: Service, path: str) -> None:
+async def test_no_body_breaks_it(service: SimulatedEdge, path: str) -> None:
     """Whatever is sent is answered, or refused in the words of the API that was asked; never by a 500."""
-    valid = {"model": _MODEL} | _BODIES[path]
-    headers = {"Authorization": f"Bearer {service.key}", "Content-Type": "application/json"}
-    with httpx.Client(base_url=service.url, headers=headers, timeout=10) as client:
+    valid = {"model": MODEL} | _BODIES[path]
+    with service.client() as client:
 
         @settings(max_examples=40, deadline=None, derandomize=True, database=None)
         @given(_bodies(valid))

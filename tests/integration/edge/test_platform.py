@@ -252,12 +252,14 @@ async def test_who_may_not_is_refused_by_the_table(edge: Harness) -> None:
 
 
 async def test_scopes_name_routes(edge: Harness) -> None:
-    """A key for certain endpoints may use these and no others, and need not name the RPC behind them."""
+    """A key for certain endpoints may use these and no others; the RPC behind them is in its scopes by that."""
     scoped = replace(PRINCIPAL, scopes=Scopes(endpoints=("/api/tiers",), models=("m",)))
     headers = other_key(edge, scoped)
     async with edge.get("/api/tiers/team", headers=headers) as answer:
         assert answer.status == 200
-    assert edge.accounting.rpcs.calls[0].caller == Caller(principal=replace(scoped, scopes=Scopes(models=("m",))))
+    endpoints = ("/api/tiers", "/naru.api.accounting.v1.TierService/GetTier")
+    lent = replace(scoped, scopes=Scopes(models=("m",), endpoints=endpoints))
+    assert edge.accounting.rpcs.calls[0].caller == Caller(principal=lent)
     async with edge.get("/api/usage", headers=headers) as answer:
         await error_of(answer, 403)
     assert len(edge.accounting.rpcs.calls) == 1

@@ -192,5 +192,5 @@ async def test_a_stream_that_breaks(edge: Harness) -> None:
     async with edge.post(PATH, ASK | {"stream": True}) as answer:
         text = await answer.text()
     assert text.endswith(
-        'event: error\ndata: {"type":"error","code":"service_unavailable","message":"Gone.","param":null}\n\n'
+        'event: error\ndata: {"type":"error","sequence_number":5,"code":"service_unavailable","message":"Gone.","param":null}\n\n'
     )

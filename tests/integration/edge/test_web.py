@@ -130,7 +130,8 @@ async def test_cors(edge: Harness) -> None:
         assert answer.headers["Vary"] == "Origin"
     async with edge.get("/v1/models", headers={"Origin": "https://chat.example.com"}) as answer:
         exposed = answer.headers["Access-Control-Expose-Headers"].lower()
-    assert {"retry-after", "x-should-retry", "x-ratelimit-remaining-minute"} <= set(exposed.split(", "))
+    told = {"retry-after", "x-should-retry", "x-ratelimit-remaining-minute", "anthropic-ratelimit-input-tokens-reset"}
+    assert told <= set(exposed.split(", "))
     async with edge.http.options(edge.url + PATH, headers=ask | {"Origin": "https://evil.example"}) as answer:
         assert answer.status == 403
         assert "Access-Control-Allow-Origin" not in answer.headers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -41,10 +40,7 @@ async def engine(default_model: Path) -> AsyncIterator[VllmEngine]:
     try:
         yield vllm
     finally:
-        with warnings.catch_warnings():
-            # vLLM leaves a context of ZeroMQ to the garbage collector, which says so.
-            warnings.filterwarnings("ignore", "Unclosed context", ResourceWarning)
-            await vllm.shutdown(5)
+        await vllm.shutdown(5)
         assert children
         assert not set(children) & set(_engine_processes())
 

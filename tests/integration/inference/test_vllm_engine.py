@@ -34,13 +34,12 @@ CITY = {
 }
 
 pytestmark = [
+    pytest.mark.behaviour,
     pytest.mark.asyncio(loop_scope="session"),
     # The first test waits for the engine to load, on whatever machine this is.
     pytest.mark.timeout(300),
     # vLLM and what it imports use what their own dependencies have deprecated.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-    # vLLM leaves one to the garbage collector when it shuts down.
-    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
 ]
 
 
@@ -174,10 +173,9 @@ async def test_cancel_reaches_the_engine(engine: VllmEngine, stream: bool) -> No
 
 async def test_logprobs_say_how_likely_each_token_was(engine: VllmEngine) -> None:
     """One entry per token; `top` is as long as asked, likeliest first, and holds a greedy choice first."""
-    heard, bare, ids = await asyncio.gather(
+    heard, bare = await asyncio.gather(
         complete(engine, chat(temperature=0, max_tokens=4, logprobs=True, top_logprobs=3, stream=True)),
         complete(engine, chat(temperature=0, max_tokens=2, logprobs=True)),
-        complete(engine, completion(prompt="a", max_tokens=2, logprobs=1, return_tokens_as_token_ids=True)),
     )
     entries = [entry for output in heard.outputs for entry in output.logprobs]
     assert "".join(entry.chosen.token for entry in entries) == heard.text() == "The capital of France"
@@ -188,7 +186,6 @@ async def test_logprobs_say_how_likely_each_token_was(engine: VllmEngine) -> Non
         assert entry.top[0] == entry.chosen
         assert entry.chosen.logprob <= 0
     assert [entry.top for entry in bare.ends[0].logprobs] == [(), ()]
-    assert ids.ends[0].logprobs[0].chosen.token.startswith("token_id:")
 
 
 async def test_a_json_schema_is_kept(engine: VllmEngine) -> None:

@@ -50,13 +50,12 @@ SHOWN = [
 """Calls that a model can imitate."""
 
 pytestmark = [
+    pytest.mark.behaviour,
     pytest.mark.asyncio(loop_scope="session"),
     # The first test waits for the engine to load, on whatever machine this is.
     pytest.mark.timeout(300),
     # vLLM and what it imports use what their own dependencies have deprecated.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-    # vLLM leaves one to the garbage collector when it shuts down.
-    pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning"),
 ]
 
 Check = Callable[[dict[str, Any]], bool]

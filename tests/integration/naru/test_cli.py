@@ -34,6 +34,7 @@ from naru.errors import invalid_api_key, not_found, unavailable
 from naru.identity import Caller, Principal, Role, ServiceName
 from tests.support.fake_accounting import FakeAccounting
 
+pytestmark = pytest.mark.behaviour
 KEY = api_key.format_key("abcdefABCDEF", "s" * 43)
 ADMIN = Principal(workspace_id="ws1", role=Role.ADMIN, key_id="abcdefABCDEF")
 OPERATOR_TOKEN = "operator-token-of-at-least-thirty-two-characters"

@@ -24,6 +24,8 @@ from naru.cli.supervisor import GaveUpError, Program, Supervised
 from naru.cli.up import Up
 from naru.config import load
 
+pytestmark = pytest.mark.faults
+
 # Starts a child of its own, says both process ids, and sleeps.
 PARENT = """
 import subprocess, sys, os, time

@@ -119,6 +119,24 @@ def test_an_adapter_costs_what_its_base_does(model: str, workspace_id: str, pric
     assert (found.price_id if found else None) == price_id
 
 
+def test_limits_of_a_model_count_its_adapters() -> None:
+    """Together with it: the same limit, beside those of the adapter alone; also when what was used is counted again."""
+    hour = LimitWindow.HOUR
+    of_base, of_adapter, of_other = (LimitRule(LimitKind.REQUESTS, hour, 9, model=name) for name in ("m", "m:a", "n"))
+    tier = Tier("free", (TierLimit(of_base), TierLimit(of_adapter), TierLimit(of_other)))
+    budget = Budget("b", LimitScope.USER, "u", LimitRule(LimitKind.COST, hour, 5, model="m"))
+    catalogue = Catalogue({"free": tier}, budgets=[budget])
+
+    def models(served: str) -> list[tuple[LimitKind, str]]:
+        return [(limit.kind, limit.model) for limit in catalogue.limits(SOMEBODY, "", served)]
+
+    assert models("m:a") == [(LimitKind.REQUESTS, "m"), (LimitKind.REQUESTS, "m:a"), (LimitKind.COST, "m")]
+    assert models("m:b") == models("m") == [(LimitKind.REQUESTS, "m"), (LimitKind.COST, "m")]
+    assert models("mm:a") == models("") == []
+    assert catalogue.limits(SOMEBODY, "", "m:b") == catalogue.limits(SOMEBODY, "", "m")
+    assert {limit.model for limit in catalogue.counted(SOMEBODY, "m:a", hour)} == {"m", "m:a"}
+
+
 @pytest.mark.parametrize(
     ("rule", "field"),
     [

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from accounting.paging import page_size, write_token
 from accounting.usage.reporting import Dimension, UsageQuery, page_position, visible
 from naru.errors import NaruError, Reason
 from naru.identity import Caller, Principal, Role, ServiceName
+from naru.paging import page_size, write_token
 
 USER = Principal("ws-1", Role.USER, key_id="key-1", user_id="user-1")
 METHOD = "/naru.api.accounting.v1.UsageService/QueryUsage"

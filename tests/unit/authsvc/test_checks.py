@@ -80,6 +80,13 @@ def test_expiry_lies_in_the_future() -> None:
         (Scopes(source_cidrs=("10.1.0.0/16",)), Scopes(source_cidrs=("192.0.2.0/24", "10.0.0.0/8")), True),
         (Scopes(source_cidrs=("10.0.0.0/7",)), Scopes(source_cidrs=("10.0.0.0/8",)), False),
         (Scopes(source_cidrs=("::/0",)), Scopes(source_cidrs=("0.0.0.0/0",)), False),
+        (Scopes(models=("small-1", "small-x*")), Scopes(models=("small-*",)), True),
+        (Scopes(models=("*",)), Scopes(models=("small-*",)), False),
+        (Scopes(models=("a*",)), Scopes(models=("a?",)), False),
+        (Scopes(models=("[ab]c",)), Scopes(models=("*]c",)), False),
+        (Scopes(models=("b",)), Scopes(models=("[ab]",)), False),
+        (Scopes(endpoints=("/v1/chat/completions",)), Scopes(endpoints=("/v1/*",)), True),
+        (Scopes(endpoints=("/api/keys",)), Scopes(endpoints=("/v1/*",)), False),
     ],
 )
 def test_scopes_never_widen(inner: Scopes, outer: Scopes, allowed: bool) -> None:

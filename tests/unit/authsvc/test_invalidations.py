@@ -16,6 +16,7 @@ from authsvc.tables import installation, invalidations
 from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.testing.clock import FakeClock
+from tests.support.auth_store import bootstrap, revoke_key
 
 KEY = ApiKey("key000000000", "w1", 1.0)
 
@@ -24,7 +25,7 @@ KEY = ApiKey("key000000000", "w1", 1.0)
 async def store(database: Database) -> KeyStore:
     """A store with one key."""
     store = KeyStore(database)
-    assert await store.bootstrap(Workspace("w1", "default", "free", 1.0), KEY, SecretDigest(1, b"d" * 32))
+    assert await bootstrap(store, Workspace("w1", "default", "free", 1.0), KEY, SecretDigest(1, b"d" * 32))
     return store
 
 
@@ -33,14 +34,14 @@ async def soon(notices: AsyncGenerator[Notice, None]) -> Notice:
         return await anext(notices)
 
 
-async def test_a_revocation_made_here_needs_no_poll(store: KeyStore) -> None:
+async def test_a_revocation_made_here_needs_no_poll(store: KeyStore, database: Database) -> None:
     """An announced revocation reaches a waiting watcher although nobody polls and no heartbeat is due."""
     feed = InvalidationFeed(store, FakeClock(), heartbeat_seconds=60)
     notices = feed.watch()
     first = await soon(notices)
     waiting = asyncio.create_task(soon(notices))
     await asyncio.sleep(0)
-    _, sequence = await store.revoke_key(KEY.key_id, 2.0)
+    _, sequence = await revoke_key(database, KEY.key_id, 2.0)
     assert sequence is not None
     feed.announce(sequence)
     notice = await waiting
@@ -48,16 +49,17 @@ async def test_a_revocation_made_here_needs_no_poll(store: KeyStore) -> None:
     await notices.aclose()
 
 
-async def test_polling_finds_what_others_did(store: KeyStore) -> None:
+async def test_polling_finds_what_others_did(store: KeyStore, database: Database) -> None:
     """A revocation that nobody announced reaches a waiting watcher by the next poll."""
     feed = InvalidationFeed(store, FakeClock(), heartbeat_seconds=60, poll_seconds=0.01)
     polling = asyncio.create_task(feed.run())
     notices = feed.watch()
     await soon(notices)
-    await store.revoke_key(KEY.key_id, 2.0)
+    await revoke_key(database, KEY.key_id, 2.0)
     assert (await soon(notices)).key_ids == (KEY.key_id,)
     await notices.aclose()
     polling.cancel()
+    await asyncio.wait([polling])
 
 
 async def test_a_watcher_far_behind_reads_in_pages(store: KeyStore, database: Database) -> None:
@@ -80,7 +82,7 @@ async def test_a_watcher_far_behind_reads_in_pages(store: KeyStore, database: Da
 async def test_a_numbering_that_went_back_ends_the_watches(store: KeyStore, database: Database) -> None:
     """In a database that was restored numbers come a second time: nobody waits for them at the place of the first."""
     feed = InvalidationFeed(store, FakeClock(), heartbeat_seconds=0.2, poll_seconds=0.01)
-    await store.revoke_key(KEY.key_id, 2.0)
+    await revoke_key(database, KEY.key_id, 2.0)
     notices = feed.watch()
     assert (await soon(notices)).position.sequence == 1
     async with database.writing() as connection:

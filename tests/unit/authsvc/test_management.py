@@ -9,17 +9,24 @@ from itertools import count
 import pytest
 import sqlalchemy as sa
 
+from authsvc.audit import Auditor, Origin
 from authsvc.invalidations import InvalidationFeed
+from authsvc.key_changes import KeyChanger, KeyUpdate
+from authsvc.key_store import KeyChanges
 from authsvc.keys import Pepper, Peppers
 from authsvc.management import KeyManager, KeyWish
+from authsvc.records import KeyFilters
 from authsvc.store import KeyStore
 from authsvc.tables import workspaces
 from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
 from naru.identity import Principal, Role
+from naru.ids import uuid7
 from naru.testing.clock import FakeClock
 
 ADMIN = Principal("w1", Role.ADMIN, key_id="admin0000000")
+PEPPERS = Peppers([Pepper(1, b"p" * 32)])
+AUDITOR = Auditor(origin=lambda: Origin("service:test"), clock=FakeClock(), new_id=uuid7)
 HERE = Principal("w1", Role.WORKSPACE_ADMIN, key_id="here00000000")
 ELSEWHERE = Principal("other", Role.WORKSPACE_ADMIN, key_id="elsewhere000")
 
@@ -37,13 +44,13 @@ def feed(store: KeyStore) -> InvalidationFeed:
 
 
 @pytest.fixture
-async def manager(database: Database, store: KeyStore, feed: InvalidationFeed) -> KeyManager:
+async def manager(database: Database, store: KeyStore) -> KeyManager:
     """A manager of the workspaces "w1" and "other"."""
     ids = count(1)
     manager = KeyManager(
         store=store,
-        feed=feed,
-        peppers=Peppers([Pepper(1, b"p" * 32)]),
+        auditor=AUDITOR,
+        peppers=PEPPERS,
         clock=FakeClock(),
         random_bytes=random.Random(1).randbytes,
         new_id=lambda: f"w{next(ids)}",
@@ -56,12 +63,31 @@ async def manager(database: Database, store: KeyStore, feed: InvalidationFeed) -
     return manager
 
 
-async def test_a_foreign_key_looks_like_none(manager: KeyManager, store: KeyStore) -> None:
-    """A workspace admin who revokes a key of another workspace hears what it hears of a key that does not exist."""
+@pytest.fixture
+def changer(database: Database, store: KeyStore, feed: InvalidationFeed) -> KeyChanger:
+    """Changes the manager's keys."""
+    return KeyChanger(
+        store=store,
+        changes=KeyChanges(database),
+        feed=feed,
+        auditor=AUDITOR,
+        peppers=PEPPERS,
+        clock=FakeClock(),
+        random_bytes=random.Random(2).randbytes,
+    )
+
+
+@pytest.mark.parametrize("change", ["get", "update", "rotate", "block", "unblock", "revoke"])
+async def test_a_foreign_key_looks_like_none(
+    manager: KeyManager, changer: KeyChanger, store: KeyStore, change: str
+) -> None:
+    """Whoever manages another workspace hears of a key what it hears of one that does not exist, whatever it asks for."""
     made = await manager.create(ADMIN, KeyWish())
-    with pytest.raises(NaruError) as failure:
-        await manager.revoke(ELSEWHERE, made.key.key_id)
-    assert failure.value == not_found("api_key", made.key.key_id)
+    update = (KeyUpdate(description="mine"),) if change == "update" else ()
+    for key_id in (made.key.key_id, "nobody000000"):
+        with pytest.raises(NaruError) as failure:
+            await getattr(changer, change)(ELSEWHERE, key_id, *update)
+        assert failure.value == not_found("api_key", key_id)
     assert await store.get_key(made.key.key_id) == made.key
 
 
@@ -71,7 +97,7 @@ async def test_workspace_admins_see_only_their_own(manager: KeyManager) -> None:
     there = (await manager.create(ELSEWHERE, KeyWish())).key
     seen = {}
     for caller in (ADMIN, HERE, ELSEWHERE):
-        page = await manager.list_page(caller, page_size=0, page_token="", workspace_id="", show_revoked=False)
+        page = await manager.list_page(caller, KeyFilters(), page_size=0, page_token="")
         seen[caller.key_id] = {key.key_id for key in page.keys} & {here.key_id, there.key_id}
     assert seen == {
         ADMIN.key_id: {here.key_id, there.key_id},
@@ -100,14 +126,14 @@ async def test_a_request_id_belongs_to_its_caller(manager: KeyManager) -> None:
     assert (await manager.create(HERE, wish)).key == here.key
 
 
-async def test_revoking_wakes_the_watchers(manager: KeyManager, feed: InvalidationFeed) -> None:
+async def test_revoking_wakes_the_watchers(manager: KeyManager, changer: KeyChanger, feed: InvalidationFeed) -> None:
     """A watcher hears of a revocation made in this process without a poll."""
     made = await manager.create(ADMIN, KeyWish())
     notices = feed.watch()
     await anext(notices)
     waiting = asyncio.create_task(anext(notices))
     await asyncio.sleep(0)
-    await manager.revoke(ADMIN, made.key.key_id)
+    await changer.revoke(ADMIN, made.key.key_id)
     async with asyncio.timeout(5):
         assert (await waiting).key_ids == (made.key.key_id,)
     await notices.aclose()

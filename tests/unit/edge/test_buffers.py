@@ -1,4 +1,4 @@
-"""Streams between reader and handler, and calls that travel together."""
+"""Streams between reader and handler, and reports that travel together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from edge.coalescing import Coalescer, Shipper
 from edge.generation import (
     Accepted,
     BrokenGeneration,
@@ -20,10 +19,10 @@ from edge.generation import (
     SessionLost,
     ToolCallDelta,
 )
+from edge.shipping import Shipper
 from edge.streams import ReplicaStream, StreamLimits
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal
-from naru.lifecycle import Background
 from naru.testing.clock import FakeClock
 from naru.usage import Usage
 
@@ -209,44 +208,6 @@ async def test_silence_wakes_the_reader() -> None:
     assert not reading.done()
     opened.tick(15.0)
     assert list(await reading) == []
-
-
-async def test_calls_of_one_turn_travel_together() -> None:
-    """What is asked in one turn of the loop is one call, split where it is too large; everybody gets their own answer."""
-    calls: list[list[int]] = []
-
-    async def send(items: Sequence[int]) -> list[int]:
-        calls.append(list(items))
-        await asyncio.sleep(0)
-        return [item * 10 for item in items]
-
-    background = Background(lambda *_: None)
-    coalescer = Coalescer(send, background, most=3)
-    assert await asyncio.gather(*(coalescer.ask(number) for number in range(5))) == [0, 10, 20, 30, 40]
-    assert calls == [[0, 1, 2], [3, 4]]
-    await background.close()
-
-
-async def test_one_who_goes_away_does_not_cancel_the_others() -> None:
-    """A caller that is cancelled leaves the shared call running; a failed call fails for all."""
-    gate = asyncio.Event()
-
-    async def send(items: Sequence[int]) -> list[int]:
-        await gate.wait()
-        if 13 in items:
-            raise unavailable("accounting")
-        return list(items)
-
-    background = Background(lambda *_: None)
-    coalescer = Coalescer(send, background, most=9)
-    leaving, staying = (asyncio.create_task(coalescer.ask(number)) for number in (1, 2))
-    await asyncio.sleep(0.01)
-    leaving.cancel()
-    gate.set()
-    assert await staying == 2
-    failures = await asyncio.gather(coalescer.ask(13), coalescer.ask(14), return_exceptions=True)
-    assert [type(failure) for failure in failures] == [NaruError, NaruError]
-    await background.close()
 
 
 async def test_shipper_tries_again_and_gives_up() -> None:

@@ -127,10 +127,10 @@ class World:
         self.streams.append(stream)
         return stream
 
-    def known(self, credential: str, client_address: str = "") -> Principal | None:
+    def known(self, credential: str, client_address: str = "", workspace_id: str = "") -> Principal | None:
         return None
 
-    async def authenticate(self, credential: str, client_address: str = "") -> Principal:
+    async def authenticate(self, credential: str, client_address: str = "", workspace_id: str = "") -> Principal:
         raise AssertionError("not asked here")
 
     def gateway(self, **policy: Any) -> Gateway:
@@ -186,6 +186,11 @@ async def test_plain() -> None:
     assert world.streams[0].closed
 
 
+def overloaded(bound: str) -> NaruError:
+    """What inference says when a request met a bound of its queue."""
+    return NaruError(Reason.OVERLOADED, "Busy.", metadata={"service": "inference", "bound": bound}, retry_after=1.0)
+
+
 @pytest.mark.parametrize(
     ("first", "expected_attempts", "reservations"),
     [
@@ -193,9 +198,10 @@ async def test_plain() -> None:
         ([ACCEPTED, LOST_WRITTEN], [("a", 0, 10), ("b", 1, 10)], [(0, 0), (1, 0)]),
         ([LOST_UNWRITTEN], [("a", 0, 10), ("b", 0, 10)], [(0, 0)]),
         ([Refused(unavailable("inference"))], [("a", 0, 10), ("b", 0, 10)], [(0, 0)]),
+        ([Refused(overloaded("length"))], [("a", 0, 10), ("b", 0, 10)], [(0, 0)]),
         ([Refused(unavailable("x"), 50)], [("a", 0, 10), ("b", 0, 50)], [(0, 0), (0, 1)]),
     ],
-    ids=["lost", "lost after accepted", "lost before written", "busy", "larger than reserved"],
+    ids=["lost", "lost after accepted", "lost before written", "stopping", "full", "larger than reserved"],
 )
 async def test_another_try(
     first: list[Step], expected_attempts: list[tuple[str, int, int]], reservations: list[tuple[int, int]]
@@ -218,6 +224,8 @@ async def test_another_try(
         ([[LOST_WRITTEN], [LOST_UNWRITTEN]], 3, [("event", 1)]),
         ([[Refused(unavailable("inference"))]], 1, [("event", 0)]),
         ([[Refused(invalid_argument("n", "no"))]], 2, [("event", 0)]),
+        # It has waited at one replica already.
+        ([[Refused(overloaded("time"))]], 2, [("event", 0)]),
         ([[ACCEPTED, Delta(0, "x", 1), LOST_WRITTEN]], 2, []),
     ],
 )

@@ -18,8 +18,7 @@ from edge.generation import GenerationRequest, GenerationStream, ServedModel
 from edge.limits import format_duration, limit_headers
 from edge.openapi import document
 from edge.replicas import ReplicaPool
-from edge.routes.platform import ROWS
-from edge.routes.table import ALIASES
+from edge.routes.table import ALIASES, ALL_ROWS
 from naru import config
 from naru.errors import NaruError, Reason
 
@@ -139,6 +138,7 @@ class FakeReplica:
     names: tuple[str, ...] = ("m",)
     connected: bool = True
     draining: bool = False
+    away: bool = False
     outstanding: int = 0
     load: int = 0
     submitted: list[GenerationRequest] = field(default_factory=list)
@@ -164,6 +164,7 @@ def test_least_busy_replica() -> None:
     assert chosen(FakeReplica("a", load=2), FakeReplica("b", load=1)) == "b"
     assert chosen(FakeReplica("a"), FakeReplica("b", outstanding=5), without=("a",)) == "b"
     assert chosen(FakeReplica("a", draining=True), FakeReplica("b", outstanding=5)) == "b"
+    assert chosen(FakeReplica("a", away=True), FakeReplica("b", outstanding=5)) == "b"
     assert chosen(FakeReplica("a", connected=False), FakeReplica("b", outstanding=5)) == "b"
     assert chosen(FakeReplica("a", names=("other",)), FakeReplica("b", outstanding=5)) == "b"
 
@@ -176,6 +177,7 @@ def test_least_busy_replica() -> None:
         ((FakeReplica("a", connected=False, names=()),), "m", Reason.SERVICE_UNAVAILABLE),
         ((FakeReplica("a", connected=False), FakeReplica("b", names=("o",))), "m", Reason.SERVICE_UNAVAILABLE),
         ((FakeReplica("a", draining=True),), "m", Reason.SERVICE_UNAVAILABLE),
+        ((FakeReplica("a", away=True),), "m", Reason.SERVICE_UNAVAILABLE),
         ((), "m", Reason.SERVICE_UNAVAILABLE),
     ],
 )
@@ -188,7 +190,7 @@ def test_why_a_model_cannot_be_served(replicas: tuple[FakeReplica, ...], model: 
 
 def test_openapi_names_each_operation_once() -> None:
     """Every alias is in the document, and operation ids are unique."""
-    paths = document(ALIASES, ROWS)["paths"]
+    paths = document(ALIASES, ALL_ROWS)["paths"]
     assert set(ALIASES) <= set(paths)
     ids = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
     assert len(ids) == len(set(ids))

@@ -11,10 +11,10 @@ import pytest
 
 from edge.openapi import document
 from edge.routes.export import EXPORTS
-from edge.routes.export import RPC as EXPORT_RPC
-from edge.routes.platform import ROWS
+from edge.routes.platform import WHOLE
+from edge.routes.table import ALL_ROWS
 from edge.rpcs import Rpc
-from edge.transcoding import decode_object, enum_names, fill, fill_text, to_json
+from edge.transcoding import decode_object, enum_names, field_mask, fill, fill_text, to_json
 from naru.api.accounting.v1 import (
     budget_service_pb2,
     limit_pb2,
@@ -23,6 +23,7 @@ from naru.api.accounting.v1 import (
     tier_service_pb2,
     usage_service_pb2,
 )
+from naru.api.auth.v1 import api_key_pb2
 from naru.convert import duration_to_proto
 from naru.errors import NaruError, Reason
 from naru.identity import Role
@@ -182,26 +183,27 @@ def test_wrong_texts_of_a_query_are_named_as_the_caller_wrote_them(field: str, t
     assert raised.value.metadata == {"field": "shown"}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.method} {row.path}")
+@pytest.mark.parametrize("row", ALL_ROWS, ids=lambda row: f"{row.method} {row.path}")
 def test_every_row_fits_its_rpc(row: Any) -> None:
     """What a row names is there: the RPC, the fields of path, query and body, and the answer."""
     rpc = Rpc(row.rpc)
     fields = rpc.input.fields_by_name
     assert set(row.query.values()) <= set(fields)
-    inside = fields[row.body].message_type.fields_by_name if row.body else {}
+    inside = fields[row.body].message_type.fields_by_name if row.body not in ("", WHOLE) else {}
     for name in row.path_fields:
         assert name in fields or name in inside
     assert not row.answer or rpc.output.fields_by_name[row.answer].message_type is not None
-    # What changes something can be said twice; where a GET has the field, it looks for requests of that id.
-    assert row.method == "GET" or "request_id" in fields
+    # What changes something can be said twice; where a GET has the field, it looks for requests of that id. Every log-in is
+    # another one.
+    assert row.method == "GET" or row.path.startswith("/api/auth/") or "request_id" in fields
     assert not row.days or "start_time" in fields
     assert row.as_edge == isinstance(rpc.request(), quota_service_pb2.GetLimitsRequest)
 
 
 def test_the_document_tells_the_routes_and_their_schemas() -> None:
     """Every row is in the OpenAPI document, every schema that is named is there, and fields have the proto's names."""
-    shown = document({}, ROWS)
-    for row in ROWS:
+    shown = document({}, ALL_ROWS)
+    for row in ALL_ROWS:
         assert row.method.lower() in shown["paths"][row.path]
     schemas = shown["components"]["schemas"]
     named = {text.rpartition("/")[2] for text in _references(shown)}
@@ -218,18 +220,47 @@ def test_the_document_tells_the_routes_and_their_schemas() -> None:
 def test_the_page_tells_the_routes_and_who_may() -> None:
     """docs/api.md has a line for each route, with its RPC and the least role."""
     page = (Path(__file__).parents[3] / "docs/api.md").read_text()
-    lines = [line for line in page.splitlines() if line.startswith(("| `GET", "| `POST", "| `PUT", "| `DELETE"))]
-    routes = [(row.method, row.path, row.rpc, row.role) for row in ROWS]
-    routes += [("GET", row.path, EXPORT_RPC, row.role) for row in EXPORTS]
+    lines = [
+        line for line in page.splitlines() if line.startswith(("| `GET", "| `POST", "| `PUT", "| `PATCH", "| `DELETE"))
+    ]
+    routes = [(row.method, row.path, row.rpc, None if row.open else row.role) for row in ALL_ROWS]
+    routes += [("GET", row.path, row.kind.rpc, row.role) for row in EXPORTS]
     assert len(lines) == len(routes)
     for method, path, rpc, needed in routes:
         beginning = f"| `{method} {path}` | `{rpc}` | "
         (line,) = [line for line in lines if line.startswith(beginning)]
         role = GRANTS[Rpc(rpc).path].role
+        if needed is None:
+            assert role is None
+            assert line.removeprefix(beginning).startswith("anybody")
+            continue
         assert role is not None
         least = max(role, needed, key=lambda one: one.rank)
         words = {Role.USER: "user", Role.WORKSPACE_ADMIN: "a workspace's admin", Role.ADMIN: "admin"}
         assert line.removeprefix(beginning).startswith(words[least])
+
+
+def test_maps_are_objects() -> None:
+    """A map is a JSON object, read strictly and shown as it is, and no list of entries anywhere."""
+    key = api_key_pb2.ApiKey()
+    fill(key, {"metadata": {"team": "search", "cost.center": "7"}, "scopes": {"models": ["a*"]}})
+    assert dict(key.metadata) == {"team": "search", "cost.center": "7"}
+    assert to_json(key)["metadata"] == {"team": "search", "cost.center": "7"}
+    for wrong, field in (({"metadata": []}, "metadata"), ({"metadata": {"a": 1}}, "metadata.a")):
+        with pytest.raises(NaruError) as raised:
+            fill(key, wrong)
+        assert raised.value.metadata == {"field": field}
+    schemas = document({}, ALL_ROWS)["components"]["schemas"]
+    shown = schemas["auth.v1.ApiKey"]["properties"]["metadata"]
+    assert shown == {"type": "object", "additionalProperties": {"type": "string"}}
+    assert not [name for name in schemas if name.endswith("Entry") and "Metadata" in name]
+
+
+def test_a_body_tells_what_it_changes() -> None:
+    """What a body names is its field mask, also what it clears; of a message only the fields that it names."""
+    body = {"tier": None, "expire_time": "2027-01-15T08:00:00Z", "metadata": {"a": "b"}, "scopes": {"models": ["m"]}}
+    assert field_mask(api_key_pb2.ApiKey(), body) == ["tier", "expire_time", "metadata", "scopes.models"]
+    assert field_mask(api_key_pb2.ApiKey(), {"scopes": None, "nothing": {"a": 1}}) == ["scopes", "nothing"]
 
 
 def _references(value: Any) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.default_model import GGUF_MEMBER, ModelNotReadyError, Say, chat_template, make_ready
+from inference.default_model import GGUF_MEMBER, chat_template, make_ready
+from inference.model_wheel import ModelNotReadyError, Say
 
 
 def test_a_model_that_is_there_is_left_alone(tmp_path: Path) -> None:

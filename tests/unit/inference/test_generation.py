@@ -406,6 +406,25 @@ async def test_leases_of_everything_that_runs_are_renewed_together(bench: Bench)
     keeping.cancel()
 
 
+async def test_a_direct_callers_reservation_is_kept_while_the_engine_takes_its_time(bench: Bench) -> None:
+    """An upstream may be slow to take a request: until it does, or does not, nobody else renews the lease."""
+    bench.engine.submit_gate.clear()
+    bench.engine.refuse_submit = unavailable("inference")
+    edges, direct = Hearing(), Hearing()
+    bench.generations.start(order_of(1), edges)
+    bench.generations.start(order_of(2, reserved=None), direct)
+    await eventually(lambda: len(bench.engine.prepared) == 2)
+    keeping = asyncio.create_task(bench.leases.keep())
+    await eventually(lambda: bench.accounting.renewed)
+    assert bench.accounting.renewed[0] == [order_of(2).key]
+    bench.engine.submit_gate.set()
+    await eventually(lambda: edges.over and direct.over and bench.accounting.released)
+    count = len(bench.accounting.renewed)
+    await asyncio.sleep(0.1)
+    assert len(bench.accounting.renewed) <= count + 1
+    keeping.cancel()
+
+
 async def test_drain_lets_requests_end_and_refuses_new_ones(bench: Bench) -> None:
     """During the grace a running request finishes normally; a new one is refused as unavailable."""
     running, late = Hearing(), Hearing()

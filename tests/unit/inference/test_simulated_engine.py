@@ -67,6 +67,28 @@ async def test_an_answer_ends_by_itself() -> None:
     assert [(output.finish_reason, output.completion_tokens) for output in limited.outputs] == [("length", 7)]
 
 
+async def test_no_more_than_its_slots_are_worked_on() -> None:
+    """The others wait in the order in which they came; one that is cancelled while it waits generated nothing."""
+    async with running(slots=2) as engine:
+        assert engine.slots() == 2
+        begun = [await begin(engine, chat(max_tokens=30, stream=True)) for _ in range(5)]
+        await begun[3][1].cancel()
+        for heard, _ in begun:
+            await heard.until_ends(1)
+    counts = [heard.ends[0].completion_tokens for heard, _ in begun]
+    assert counts == [30, 30, 30, 0, 30]
+    assert engine.counters().completion_tokens == 120
+
+
+async def test_no_more_at_once_than_slots() -> None:
+    """While the first two run, the third has heard nothing."""
+    async with running(slots=2) as engine:
+        begun = [(await begin(engine, chat(max_tokens=20, stream=True)))[0] for _ in range(3)]
+        await begun[0].until_outputs(10)
+        assert (len(begun[1].outputs) > 0, len(begun[2].outputs)) == (True, 0)
+        await begun[2].until_ends(1)
+
+
 async def test_the_cap_wins_over_the_openai_request() -> None:
     """An output cap that is lower than what was asked for ends the answer."""
     async with running() as engine:

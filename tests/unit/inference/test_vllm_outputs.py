@@ -56,6 +56,23 @@ def test_an_answer_that_cannot_be_read_ends_with_an_error() -> None:
     assert count.ended.requests == 0, "what is settled by an estimate is no exact figure of the engine's"
 
 
+def test_a_grammar_that_cannot_be_kept_is_the_callers_fault() -> None:
+    """The engine finds out by the first token, and says only that there was an error; later ones have other causes."""
+    for tokens, options, reason in (
+        ((), OutputOptions(grammar="response_format"), Reason.INVALID_ARGUMENT),
+        ((0,), OutputOptions(grammar="response_format"), Reason.INVALID_ARGUMENT),
+        ((1, 2), OutputOptions(grammar="response_format"), None),
+        ((), OutputOptions(), None),
+    ):
+        heard: list[ChoiceOutput] = []
+        outputs = Outputs(1, options, heard.append, EngineCount().begin(1, 1), get_logger("test"))
+        output = step("", *tokens)
+        output.finished, output.outputs[0].finish_reason = True, "error"
+        outputs.take(0, output)
+        (end,) = heard
+        assert (end.finish_reason, end.error.reason if isinstance(end.error, NaruError) else None) == ("error", reason)
+
+
 class _Holding:
     """A parser that holds back everything."""
 

@@ -22,6 +22,15 @@ def test_a_machine_without_a_gpu_gets_small_defaults() -> None:
     assert arguments(on_cpu=True, fast=False)["dtype"] == "float32"
 
 
+def test_a_model_that_makes_vectors_computes_exactly() -> None:
+    """In float32, fast or not, and within the context that the model has."""
+    config = VllmEngineConfig("/models/m", "m")
+    chosen = engine_arguments(config, on_cpu=True, bfloat16_is_fast=True, pools=True, longest=256)
+    assert (chosen["dtype"], chosen["max_model_len"]) == ("float32", 256)
+    chosen = engine_arguments(config, on_cpu=True, bfloat16_is_fast=True, longest=8192)
+    assert (chosen["dtype"], chosen["max_model_len"]) == ("bfloat16", 2048)
+
+
 def test_a_gpu_keeps_vllm_s_own_defaults() -> None:
     """Nothing about memory, context or precision is decided for it."""
     assert not {"enforce_eager", "kv_cache_memory_bytes", "max_model_len", "dtype"} & set(arguments(on_cpu=False))
@@ -33,6 +42,15 @@ def test_the_operator_s_arguments_win() -> None:
     assert chosen["dtype"] == "float16"
     assert chosen["disable_log_stats"] is False
     assert arguments(on_cpu=True)["disable_log_stats"] is True
+
+
+def test_a_place_for_adapters_stays_empty_without_a_gpu() -> None:
+    """One more than may be loaded, as vLLM computes requests without an adapter by the last place; a GPU has no such need."""
+    assert "max_loras" not in arguments(on_cpu=True)
+    for given, places in (({}, 2), ({"max_loras": 2}, 3), ({"max_loras": 1, "max_cpu_loras": 4}, 5)):
+        chosen = arguments(on_cpu=True, enable_lora=True, **given)
+        assert chosen["max_loras"] == chosen["max_cpu_loras"] == places
+        assert "max_loras" not in set(arguments(on_cpu=False, enable_lora=True, **given)) - set(given)
 
 
 def test_a_model_in_a_folder_never_asks_a_hub(tmp_path: Path) -> None:

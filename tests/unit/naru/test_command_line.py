@@ -39,6 +39,10 @@ def naru(folder: Path, environ: dict[str, str], *arguments: str) -> subprocess.C
         (["usage"], {**SERVICES, "OPENAI_API_KEY": api_key.generate(os.urandom) + "\n"}, 1, "is not available"),
         (["bootstrap"], SERVICES, 2, "there is no file service-token-operator"),
         (["keys", "create", "--expires-in", "5x"], {}, 2, "such as 30m"),
+        (["keys", "rotate", "x7Gq01abcdEF", "--grace", "soon"], {}, 2, "such as 30m"),
+        (["keys", "update", "x7Gq01abcdEF"], {}, 2, "say what to change"),
+        (["db", "upgrade", "edge"], {}, 2, "edge is none of authsvc, accounting"),
+        (["db", "upgrade", "authsvc"], {"NARU_AUTHSVC_DATABASE_URL": "mysql://x"}, 2, "NARU_AUTHSVC_DATABASE_URL"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said(
@@ -51,3 +55,13 @@ def test_what_is_missing_or_wrong_is_said(
     assert "Traceback" not in done.stderr
     if "OPENAI_API_KEY" in environ:
         assert environ["OPENAI_API_KEY"].strip() not in done.stderr
+
+
+def test_a_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """`naru db upgrade` makes the schema of the service that it names, and finds nothing to do the next time."""
+    environ = {"NARU_AUTHSVC_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/auth.db"}
+    for _ in range(2):
+        done = naru(tmp_path, environ, "db", "upgrade", "authsvc")
+        assert (done.returncode, done.stderr.count("Traceback")) == (0, 0)
+        assert "The database of authsvc is up to date." in done.stdout
+    assert (tmp_path / "auth.db").exists()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from naru.lifecycle import Background
 
 # Says what it does; unwinding takes until it is told to go on, or for ever.
 SERVICE = """
@@ -42,6 +46,8 @@ def service(how: str) -> subprocess.Popen[str]:
     """A process that runs SERVICE."""
     return subprocess.Popen(
         [sys.executable, "-c", SERVICE, how],
+        # A shell that has sourced an installation's settings holds some that this service does not know.
+        env={name: value for name, value in os.environ.items() if not name.startswith("NARU_")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -79,3 +85,25 @@ def test_the_first_signal_does_not_cut_a_failed_service_short() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.communicate("\n", timeout=10)[0] == "stopped\n"
         assert process.returncode == 1
+
+
+async def test_a_task_that_missed_its_cancellation_is_told_again() -> None:
+    """Closing does not wait for ever for a task in which a library took the cancellation for its own."""
+    heard = 0
+
+    async def deaf() -> None:
+        nonlocal heard
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                heard += 1
+                if heard == 2:
+                    raise
+
+    background = Background(lambda *_: None)
+    _ = background.start("deaf", deaf())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await background.close()
+    assert heard == 2

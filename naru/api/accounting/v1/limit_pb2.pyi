@@ -151,7 +151,7 @@ class LimitRule(_message.Message):
     limit: _builtins.int
     """The most that may be taken: from 0 to 9,000,000,000,000,000."""
     model: _builtins.str
-    """Of which served model. Empty: of all models together."""
+    """Of which served model, its adapters included. Empty: of all models together."""
     shadow: _builtins.bool
     """Count and report, but never refuse. Default: false."""
     @_builtins.property
@@ -201,7 +201,7 @@ class LimitState(_message.Message):
     remaining: _builtins.int
     """What is left of it."""
     model: _builtins.str
-    """Of which served model. Empty: of all models together."""
+    """Of which served model, its adapters included. Empty: of all models together."""
     shadow: _builtins.bool
     """Whether it only counts and never refuses."""
     @_builtins.property

@@ -207,6 +207,66 @@ class ReserveResponse(_message.Message):
 Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
 
 @_typing.final
+class ReserveSessionRequest(_message.Message):
+    """Message to a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    traceparent: _builtins.str
+    """W3C `traceparent` of the request that asks, or of the first of several; may be empty."""
+    @_builtins.property
+    def reserve(self) -> Global___ReserveRequest:
+        """What is asked."""
+
+    def __init__(
+        self,
+        *,
+        reserve: Global___ReserveRequest | None = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reserve", b"reserve"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reserve", b"reserve", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveSessionRequest: _TypeAlias = ReserveSessionRequest  # noqa: Y015
+
+@_typing.final
+class ReserveSessionResponse(_message.Message):
+    """Message from a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reserved(self) -> Global___ReserveResponse:
+        """It was decided."""
+
+    @_builtins.property
+    def error(self) -> _error_pb2.Error:
+        """Nothing was decided."""
+
+    def __init__(
+        self,
+        *,
+        reserved: Global___ReserveResponse | None = ...,
+        error: _error_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "reserved", b"reserved"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "reserved", b"reserved"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["reserved", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ReserveSessionResponse: _TypeAlias = ReserveSessionResponse  # noqa: Y015
+
+@_typing.final
 class ReserveResult(_message.Message):
     """The decision on one reservation."""
 

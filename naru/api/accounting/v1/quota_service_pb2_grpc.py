@@ -40,6 +40,11 @@ class QuotaServiceStub(object):
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveResponse.FromString,
                 _registered_method=True)
+        self.ReserveSession = channel.stream_stream(
+                '/naru.api.accounting.v1.QuotaService/ReserveSession',
+                request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveSessionRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveSessionResponse.FromString,
+                _registered_method=True)
         self.Release = channel.unary_unary(
                 '/naru.api.accounting.v1.QuotaService/Release',
                 request_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReleaseRequest.SerializeToString,
@@ -79,6 +84,14 @@ class QuotaServiceServicer(object):
     def Reserve(self, request, context):
         """Takes capacity for each item from all limits that apply to it, all or nothing per item. Idempotent by
         (event_id, attempt, revision). Items are decided in order; the answers come in the same order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReserveSession(self, request_iterator, context):
+        """Reserve for callers that ask all the time: a message costs both sides about half of what a call does. Each request gets one
+        response, in the order of the requests; an error is of its request alone, and the stream goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +149,11 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     servicer.Reserve,
                     request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveRequest.FromString,
                     response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveResponse.SerializeToString,
+            ),
+            'ReserveSession': grpc.stream_stream_rpc_method_handler(
+                    servicer.ReserveSession,
+                    request_deserializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveSessionRequest.FromString,
+                    response_serializer=naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveSessionResponse.SerializeToString,
             ),
             'Release': grpc.unary_unary_rpc_method_handler(
                     servicer.Release,
@@ -196,6 +214,33 @@ class QuotaService(object):
             '/naru.api.accounting.v1.QuotaService/Reserve',
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveRequest.SerializeToString,
             naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveSession(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/naru.api.accounting.v1.QuotaService/ReserveSession',
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveSessionRequest.SerializeToString,
+            naru_dot_api_dot_accounting_dot_v1_dot_quota__service__pb2.ReserveSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

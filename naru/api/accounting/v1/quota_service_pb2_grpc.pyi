@@ -37,6 +37,10 @@ class QuotaServiceStub:
     """Takes capacity for each item from all limits that apply to it, all or nothing per item. Idempotent by
     (event_id, attempt, revision). Items are decided in order; the answers come in the same order.
     """
+    ReserveSession: _grpc.StreamStreamMultiCallable[_quota_service_pb2.ReserveSessionRequest, _quota_service_pb2.ReserveSessionResponse]
+    """Reserve for callers that ask all the time: a message costs both sides about half of what a call does. Each request gets one
+    response, in the order of the requests; an error is of its request alone, and the stream goes on.
+    """
     Release: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.ReleaseRequest, _quota_service_pb2.ReleaseResponse]
     """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
     tombstone that refuses a late Reserve of the same attempt.
@@ -64,6 +68,10 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     Reserve: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.ReserveRequest, _quota_service_pb2.ReserveResponse]  # type: ignore[assignment]
     """Takes capacity for each item from all limits that apply to it, all or nothing per item. Idempotent by
     (event_id, attempt, revision). Items are decided in order; the answers come in the same order.
+    """
+    ReserveSession: _aio.StreamStreamMultiCallable[_quota_service_pb2.ReserveSessionRequest, _quota_service_pb2.ReserveSessionResponse]  # type: ignore[assignment]
+    """Reserve for callers that ask all the time: a message costs both sides about half of what a call does. Each request gets one
+    response, in the order of the requests; an error is of its request alone, and the stream goes on.
     """
     Release: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.ReleaseRequest, _quota_service_pb2.ReleaseResponse]  # type: ignore[assignment]
     """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
@@ -95,6 +103,16 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_quota_service_pb2.ReserveResponse, _abc.Awaitable[_quota_service_pb2.ReserveResponse]]:
         """Takes capacity for each item from all limits that apply to it, all or nothing per item. Idempotent by
         (event_id, attempt, revision). Items are decided in order; the answers come in the same order.
+        """
+
+    @_abc_1.abstractmethod
+    def ReserveSession(
+        self,
+        request_iterator: _MaybeAsyncIterator[_quota_service_pb2.ReserveSessionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_quota_service_pb2.ReserveSessionResponse], _abc.AsyncIterator[_quota_service_pb2.ReserveSessionResponse]]:
+        """Reserve for callers that ask all the time: a message costs both sides about half of what a call does. Each request gets one
+        response, in the order of the requests; an error is of its request alone, and the stream goes on.
         """
 
     @_abc_1.abstractmethod

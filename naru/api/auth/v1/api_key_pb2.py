@@ -26,13 +26,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from naru.api.common.v1 import principal_pb2 as naru_dot_api_dot_common_dot_v1_dot_principal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1enaru/api/auth/v1/api_key.proto\x12\x10naru.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"naru/api/common/v1/principal.proto\"\xe2\x02\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x17\n\x0fservice_account\x18\x05 \x01(\t\x12&\n\x04role\x18\x06 \x01(\x0e\x32\x18.naru.api.common.v1.Role\x12\x0c\n\x04tier\x18\x07 \x01(\t\x12*\n\x06scopes\x18\x08 \x01(\x0b\x32\x1a.naru.api.common.v1.Scopes\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1enaru/api/auth/v1/api_key.proto\x12\x10naru.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"naru/api/common/v1/principal.proto\"\xd1\x05\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x17\n\x0fservice_account\x18\x05 \x01(\t\x12&\n\x04role\x18\x06 \x01(\x0e\x32\x18.naru.api.common.v1.Role\x12\x0c\n\x04tier\x18\x07 \x01(\t\x12*\n\x06scopes\x18\x08 \x01(\x0b\x32\x1a.naru.api.common.v1.Scopes\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nblock_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05state\x18\r \x01(\x0e\x32\x1d.naru.api.auth.v1.ApiKeyState\x12\x38\n\x08metadata\x18\x0e \x03(\x0b\x32&.naru.api.auth.v1.ApiKey.MetadataEntry\x12/\n\x0brotate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\x1b\x65\x61rlier_secrets_expire_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x97\x01\n\x0b\x41piKeyState\x12\x1d\n\x19\x41PI_KEY_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41PI_KEY_STATE_ACTIVE\x10\x01\x12\x19\n\x15\x41PI_KEY_STATE_BLOCKED\x10\x02\x12\x19\n\x15\x41PI_KEY_STATE_EXPIRED\x10\x03\x12\x19\n\x15\x41PI_KEY_STATE_REVOKED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'naru.api.auth.v1.api_key_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_APIKEY_METADATAENTRY']._loaded_options = None
+  _globals['_APIKEY_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_APIKEYSTATE']._serialized_start=846
+  _globals['_APIKEYSTATE']._serialized_end=997
   _globals['_APIKEY']._serialized_start=122
-  _globals['_APIKEY']._serialized_end=476
+  _globals['_APIKEY']._serialized_end=843
+  _globals['_APIKEY_METADATAENTRY']._serialized_start=796
+  _globals['_APIKEY_METADATAENTRY']._serialized_end=843
 # @@protoc_insertion_point(module_scope)

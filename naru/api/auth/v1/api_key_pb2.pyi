@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from naru.api.common.v1 import principal_pb2 as _principal_pb2
 import builtins as _builtins
 import sys
@@ -18,11 +21,63 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ApiKeyState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ApiKeyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiKeyState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    API_KEY_STATE_UNSPECIFIED: _ApiKeyState.ValueType  # 0
+    """Never sent; in a filter: any."""
+    API_KEY_STATE_ACTIVE: _ApiKeyState.ValueType  # 1
+    """It can be used."""
+    API_KEY_STATE_BLOCKED: _ApiKeyState.ValueType  # 2
+    """It was blocked and can be unblocked."""
+    API_KEY_STATE_EXPIRED: _ApiKeyState.ValueType  # 3
+    """Its time is over; a later expire_time brings it back."""
+    API_KEY_STATE_REVOKED: _ApiKeyState.ValueType  # 4
+    """It was revoked, for good."""
+
+class ApiKeyState(_ApiKeyState, metaclass=_ApiKeyStateEnumTypeWrapper):
+    """How a key stands."""
+
+API_KEY_STATE_UNSPECIFIED: ApiKeyState.ValueType  # 0
+"""Never sent; in a filter: any."""
+API_KEY_STATE_ACTIVE: ApiKeyState.ValueType  # 1
+"""It can be used."""
+API_KEY_STATE_BLOCKED: ApiKeyState.ValueType  # 2
+"""It was blocked and can be unblocked."""
+API_KEY_STATE_EXPIRED: ApiKeyState.ValueType  # 3
+"""Its time is over; a later expire_time brings it back."""
+API_KEY_STATE_REVOKED: ApiKeyState.ValueType  # 4
+"""It was revoked, for good."""
+Global___ApiKeyState: _TypeAlias = ApiKeyState  # noqa: Y015
+
 @_typing.final
 class ApiKey(_message.Message):
     """An API key, without its secret."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     KEY_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -35,6 +90,12 @@ class ApiKey(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    BLOCK_TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    ROTATE_TIME_FIELD_NUMBER: _builtins.int
+    EARLIER_SECRETS_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_USED_TIME_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Public id: the first 12 base62 characters after "sk-naru-"."""
     description: _builtins.str
@@ -46,9 +107,11 @@ class ApiKey(_message.Message):
     service_account: _builtins.str
     """The service account it belongs to, or empty."""
     role: _principal_pb2.Role.ValueType
-    """What it may do."""
+    """What it may do; where it belongs to a user, no more than they may in its workspace now."""
     tier: _builtins.str
-    """Tier of its limits. Empty: the workspace's."""
+    """Tier of its limits. Empty: the user's, else the workspace's."""
+    state: Global___ApiKeyState.ValueType
+    """How it stands: revoked before expired before blocked."""
     @_builtins.property
     def scopes(self) -> _principal_pb2.Scopes:
         """What narrows it."""
@@ -65,6 +128,28 @@ class ApiKey(_message.Message):
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
         """When it was revoked. Absent: it is not."""
 
+    @_builtins.property
+    def block_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was blocked. Absent: it is not."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What its owner notes with it: at most 16 entries; names of at most 64 letters, digits, dots, underscores and hyphens,
+        texts of at most 512 characters. Naru reads none of it.
+        """
+
+    @_builtins.property
+    def rotate_time(self) -> _timestamp_pb2.Timestamp:
+        """When it got the secret that it has now, if that is not its first. Absent: it was never rotated."""
+
+    @_builtins.property
+    def earlier_secrets_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last of its earlier secrets stops working. Absent: there was none."""
+
+    @_builtins.property
+    def last_used_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was used last, some minutes late. Absent: never, as far as is known."""
+
     def __init__(
         self,
         *,
@@ -79,10 +164,16 @@ class ApiKey(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        block_time: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___ApiKeyState.ValueType = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        rotate_time: _timestamp_pb2.Timestamp | None = ...,
+        earlier_secrets_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        last_used_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time", "scopes", b"scopes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block_time", b"block_time", "create_time", b"create_time", "earlier_secrets_expire_time", b"earlier_secrets_expire_time", "expire_time", b"expire_time", "last_used_time", b"last_used_time", "revoke_time", b"revoke_time", "rotate_time", b"rotate_time", "scopes", b"scopes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "expire_time", b"expire_time", "key_id", b"key_id", "revoke_time", b"revoke_time", "role", b"role", "scopes", b"scopes", "service_account", b"service_account", "tier", b"tier", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_time", b"block_time", "create_time", b"create_time", "description", b"description", "earlier_secrets_expire_time", b"earlier_secrets_expire_time", "expire_time", b"expire_time", "key_id", b"key_id", "last_used_time", b"last_used_time", "metadata", b"metadata", "revoke_time", b"revoke_time", "role", b"role", "rotate_time", b"rotate_time", "scopes", b"scopes", "service_account", b"service_account", "state", b"state", "tier", b"tier", "user_id", b"user_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,36 +22,72 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from naru.api.auth.v1 import api_key_pb2 as naru_dot_api_dot_auth_dot_v1_dot_api__key__pb2
 from naru.api.common.v1 import principal_pb2 as naru_dot_api_dot_common_dot_v1_dot_principal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&naru/api/auth/v1/api_key_service.proto\x12\x10naru.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1enaru/api/auth/v1/api_key.proto\x1a\"naru/api/common/v1/principal.proto\"\x80\x02\n\x13\x43reateApiKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x17\n\x0fservice_account\x18\x04 \x01(\t\x12&\n\x04role\x18\x05 \x01(\x0e\x32\x18.naru.api.common.v1.Role\x12\x0c\n\x04tier\x18\x06 \x01(\t\x12*\n\x06scopes\x18\x07 \x01(\x0b\x32\x1a.naru.api.common.v1.Scopes\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x14\x43reateApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x12\n\nsecret_key\x18\x02 \x01(\t\"u\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x14\n\x0cshow_revoked\x18\x04 \x01(\x08\x12\x0c\n\x04tier\x18\x05 \x01(\t\"Z\n\x13ListApiKeysResponse\x12*\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x14RevokeApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey2\xb8\x02\n\rApiKeyService\x12\x62\n\x0c\x43reateApiKey\x12%.naru.api.auth.v1.CreateApiKeyRequest\x1a&.naru.api.auth.v1.CreateApiKeyResponse\"\x03\x90\x02\x02\x12_\n\x0bListApiKeys\x12$.naru.api.auth.v1.ListApiKeysRequest\x1a%.naru.api.auth.v1.ListApiKeysResponse\"\x03\x90\x02\x01\x12\x62\n\x0cRevokeApiKey\x12%.naru.api.auth.v1.RevokeApiKeyRequest\x1a&.naru.api.auth.v1.RevokeApiKeyResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&naru/api/auth/v1/api_key_service.proto\x12\x10naru.api.auth.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1enaru/api/auth/v1/api_key.proto\x1a\"naru/api/common/v1/principal.proto\"\x89\x03\n\x13\x43reateApiKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x17\n\x0fservice_account\x18\x04 \x01(\t\x12&\n\x04role\x18\x05 \x01(\x0e\x32\x18.naru.api.common.v1.Role\x12\x0c\n\x04tier\x18\x06 \x01(\t\x12*\n\x06scopes\x18\x07 \x01(\x0b\x32\x1a.naru.api.common.v1.Scopes\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07user_id\x18\t \x01(\t\x12\x45\n\x08metadata\x18\n \x03(\x0b\x32\x33.naru.api.auth.v1.CreateApiKeyRequest.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x14\x43reateApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x12\n\nsecret_key\x18\x02 \x01(\t\"\xeb\x01\n\x12ListApiKeysRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x14\n\x0cshow_revoked\x18\x04 \x01(\x08\x12\x0c\n\x04tier\x18\x05 \x01(\t\x12\x0f\n\x07user_id\x18\x06 \x01(\t\x12\x17\n\x0fservice_account\x18\x07 \x01(\t\x12,\n\x05state\x18\x08 \x01(\x0e\x32\x1d.naru.api.auth.v1.ApiKeyState\x12\x1c\n\x14\x64\x65scription_contains\x18\t \x01(\t\"Z\n\x13ListApiKeysResponse\x12*\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10GetApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\">\n\x11GetApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\"\x85\x01\n\x13UpdateApiKeyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x07\x61pi_key\x18\x02 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"A\n\x14UpdateApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\"j\n\x13RotateApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12/\n\x0cgrace_period\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"U\n\x14RotateApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\x12\x12\n\nsecret_key\x18\x02 \x01(\t\"8\n\x12\x42lockApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"@\n\x13\x42lockApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\":\n\x14UnblockApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"B\n\x15UnblockApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey\"9\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"A\n\x14RevokeApiKeyResponse\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x18.naru.api.auth.v1.ApiKey2\xa3\x06\n\rApiKeyService\x12\x62\n\x0c\x43reateApiKey\x12%.naru.api.auth.v1.CreateApiKeyRequest\x1a&.naru.api.auth.v1.CreateApiKeyResponse\"\x03\x90\x02\x02\x12_\n\x0bListApiKeys\x12$.naru.api.auth.v1.ListApiKeysRequest\x1a%.naru.api.auth.v1.ListApiKeysResponse\"\x03\x90\x02\x01\x12Y\n\tGetApiKey\x12\".naru.api.auth.v1.GetApiKeyRequest\x1a#.naru.api.auth.v1.GetApiKeyResponse\"\x03\x90\x02\x01\x12\x62\n\x0cUpdateApiKey\x12%.naru.api.auth.v1.UpdateApiKeyRequest\x1a&.naru.api.auth.v1.UpdateApiKeyResponse\"\x03\x90\x02\x02\x12\x62\n\x0cRotateApiKey\x12%.naru.api.auth.v1.RotateApiKeyRequest\x1a&.naru.api.auth.v1.RotateApiKeyResponse\"\x03\x90\x02\x02\x12_\n\x0b\x42lockApiKey\x12$.naru.api.auth.v1.BlockApiKeyRequest\x1a%.naru.api.auth.v1.BlockApiKeyResponse\"\x03\x90\x02\x02\x12\x65\n\rUnblockApiKey\x12&.naru.api.auth.v1.UnblockApiKeyRequest\x1a\'.naru.api.auth.v1.UnblockApiKeyResponse\"\x03\x90\x02\x02\x12\x62\n\x0cRevokeApiKey\x12%.naru.api.auth.v1.RevokeApiKeyRequest\x1a&.naru.api.auth.v1.RevokeApiKeyResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'naru.api.auth.v1.api_key_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CREATEAPIKEYREQUEST_METADATAENTRY']._loaded_options = None
+  _globals['_CREATEAPIKEYREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_APIKEYSERVICE'].methods_by_name['CreateApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['CreateApiKey']._serialized_options = b'\220\002\002'
   _globals['_APIKEYSERVICE'].methods_by_name['ListApiKeys']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['ListApiKeys']._serialized_options = b'\220\002\001'
+  _globals['_APIKEYSERVICE'].methods_by_name['GetApiKey']._loaded_options = None
+  _globals['_APIKEYSERVICE'].methods_by_name['GetApiKey']._serialized_options = b'\220\002\001'
+  _globals['_APIKEYSERVICE'].methods_by_name['UpdateApiKey']._loaded_options = None
+  _globals['_APIKEYSERVICE'].methods_by_name['UpdateApiKey']._serialized_options = b'\220\002\002'
+  _globals['_APIKEYSERVICE'].methods_by_name['RotateApiKey']._loaded_options = None
+  _globals['_APIKEYSERVICE'].methods_by_name['RotateApiKey']._serialized_options = b'\220\002\002'
+  _globals['_APIKEYSERVICE'].methods_by_name['BlockApiKey']._loaded_options = None
+  _globals['_APIKEYSERVICE'].methods_by_name['BlockApiKey']._serialized_options = b'\220\002\002'
+  _globals['_APIKEYSERVICE'].methods_by_name['UnblockApiKey']._loaded_options = None
+  _globals['_APIKEYSERVICE'].methods_by_name['UnblockApiKey']._serialized_options = b'\220\002\002'
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._serialized_options = b'\220\002\002'
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=162
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=418
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=420
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=505
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=507
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=624
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=626
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=716
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=718
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=775
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=777
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=842
-  _globals['_APIKEYSERVICE']._serialized_start=845
-  _globals['_APIKEYSERVICE']._serialized_end=1157
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=228
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=621
+  _globals['_CREATEAPIKEYREQUEST_METADATAENTRY']._serialized_start=574
+  _globals['_CREATEAPIKEYREQUEST_METADATAENTRY']._serialized_end=621
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=623
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=708
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=711
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=946
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=948
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1038
+  _globals['_GETAPIKEYREQUEST']._serialized_start=1040
+  _globals['_GETAPIKEYREQUEST']._serialized_end=1074
+  _globals['_GETAPIKEYRESPONSE']._serialized_start=1076
+  _globals['_GETAPIKEYRESPONSE']._serialized_end=1138
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_start=1141
+  _globals['_UPDATEAPIKEYREQUEST']._serialized_end=1274
+  _globals['_UPDATEAPIKEYRESPONSE']._serialized_start=1276
+  _globals['_UPDATEAPIKEYRESPONSE']._serialized_end=1341
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1343
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=1449
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=1451
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=1536
+  _globals['_BLOCKAPIKEYREQUEST']._serialized_start=1538
+  _globals['_BLOCKAPIKEYREQUEST']._serialized_end=1594
+  _globals['_BLOCKAPIKEYRESPONSE']._serialized_start=1596
+  _globals['_BLOCKAPIKEYRESPONSE']._serialized_end=1660
+  _globals['_UNBLOCKAPIKEYREQUEST']._serialized_start=1662
+  _globals['_UNBLOCKAPIKEYREQUEST']._serialized_end=1720
+  _globals['_UNBLOCKAPIKEYRESPONSE']._serialized_start=1722
+  _globals['_UNBLOCKAPIKEYRESPONSE']._serialized_end=1788
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1790
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1847
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=1849
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=1914
+  _globals['_APIKEYSERVICE']._serialized_start=1917
+  _globals['_APIKEYSERVICE']._serialized_end=2720
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ApiKeyServiceStub(object):
-    """Makes and ends API keys.
+    """Makes, changes and ends API keys. Every change is an invalidation, which reaches the caches of all services within a
+    second, and an entry of the audit. Users who are logged in manage the keys that are theirs in the workspace they act for:
+    create, list, get, update (description and metadata), rotate and revoke.
     """
 
     def __init__(self, channel):
@@ -45,6 +47,31 @@ class ApiKeyServiceStub(object):
                 request_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.ListApiKeysRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.ListApiKeysResponse.FromString,
                 _registered_method=True)
+        self.GetApiKey = channel.unary_unary(
+                '/naru.api.auth.v1.ApiKeyService/GetApiKey',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.GetApiKeyRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.GetApiKeyResponse.FromString,
+                _registered_method=True)
+        self.UpdateApiKey = channel.unary_unary(
+                '/naru.api.auth.v1.ApiKeyService/UpdateApiKey',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UpdateApiKeyRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UpdateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/naru.api.auth.v1.ApiKeyService/RotateApiKey',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.BlockApiKey = channel.unary_unary(
+                '/naru.api.auth.v1.ApiKeyService/BlockApiKey',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.BlockApiKeyRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.BlockApiKeyResponse.FromString,
+                _registered_method=True)
+        self.UnblockApiKey = channel.unary_unary(
+                '/naru.api.auth.v1.ApiKeyService/UnblockApiKey',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UnblockApiKeyRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UnblockApiKeyResponse.FromString,
+                _registered_method=True)
         self.RevokeApiKey = channel.unary_unary(
                 '/naru.api.auth.v1.ApiKeyService/RevokeApiKey',
                 request_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
@@ -53,7 +80,9 @@ class ApiKeyServiceStub(object):
 
 
 class ApiKeyServiceServicer(object):
-    """Makes and ends API keys.
+    """Makes, changes and ends API keys. Every change is an invalidation, which reaches the caches of all services within a
+    second, and an entry of the audit. Users who are logged in manage the keys that are theirs in the workspace they act for:
+    create, list, get, update (description and metadata), rotate and revoke.
     """
 
     def CreateApiKey(self, request, context):
@@ -65,6 +94,42 @@ class ApiKeyServiceServicer(object):
 
     def ListApiKeys(self, request, context):
         """Lists keys, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApiKey(self, request, context):
+        """Shows a key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateApiKey(self, request, context):
+        """Changes what a key is for, its tier, scopes, expiry or metadata. Fails with FAILED_PRECONDITION when it is revoked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateApiKey(self, request, context):
+        """Gives a key another secret and shows it, once; the one before works on for the grace period. Fails with
+        FAILED_PRECONDITION when the key is revoked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BlockApiKey(self, request, context):
+        """Blocks a key until it is unblocked. Blocking a blocked key changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnblockApiKey(self, request, context):
+        """Unblocks a key. Unblocking a key that is not blocked changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +155,31 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
                     request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.ListApiKeysRequest.FromString,
                     response_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.ListApiKeysResponse.SerializeToString,
             ),
+            'GetApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApiKey,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.GetApiKeyRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.GetApiKeyResponse.SerializeToString,
+            ),
+            'UpdateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateApiKey,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UpdateApiKeyRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UpdateApiKeyResponse.SerializeToString,
+            ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
+            'BlockApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.BlockApiKey,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.BlockApiKeyRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.BlockApiKeyResponse.SerializeToString,
+            ),
+            'UnblockApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnblockApiKey,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UnblockApiKeyRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UnblockApiKeyResponse.SerializeToString,
+            ),
             'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeApiKey,
                     request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.FromString,
@@ -104,7 +194,9 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApiKeyService(object):
-    """Makes and ends API keys.
+    """Makes, changes and ends API keys. Every change is an invalidation, which reaches the caches of all services within a
+    second, and an entry of the audit. Users who are logged in manage the keys that are theirs in the workspace they act for:
+    create, list, get, update (description and metadata), rotate and revoke.
     """
 
     @staticmethod
@@ -151,6 +243,141 @@ class ApiKeyService(object):
             '/naru.api.auth.v1.ApiKeyService/ListApiKeys',
             naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.ListApiKeysRequest.SerializeToString,
             naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.ListApiKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.ApiKeyService/GetApiKey',
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.GetApiKeyRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.GetApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.ApiKeyService/UpdateApiKey',
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UpdateApiKeyRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UpdateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.ApiKeyService/RotateApiKey',
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RotateApiKeyRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.RotateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BlockApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.ApiKeyService/BlockApiKey',
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.BlockApiKeyRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.BlockApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnblockApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.ApiKeyService/UnblockApiKey',
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UnblockApiKeyRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_api__key__service__pb2.UnblockApiKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

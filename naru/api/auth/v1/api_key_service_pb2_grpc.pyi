@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ApiKeyServiceStub:
-    """Makes and ends API keys."""
+    """Makes, changes and ends API keys. Every change is an invalidation, which reaches the caches of all services within a
+    second, and an entry of the audit. Users who are logged in manage the keys that are theirs in the workspace they act for:
+    create, list, get, update (description and metadata), rotate and revoke.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,23 +40,53 @@ class ApiKeyServiceStub:
     """Creates a key and shows it, once."""
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]
     """Lists keys, newest first."""
+    GetApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.GetApiKeyRequest, _api_key_service_pb2.GetApiKeyResponse]
+    """Shows a key."""
+    UpdateApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.UpdateApiKeyRequest, _api_key_service_pb2.UpdateApiKeyResponse]
+    """Changes what a key is for, its tier, scopes, expiry or metadata. Fails with FAILED_PRECONDITION when it is revoked."""
+    RotateApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.RotateApiKeyRequest, _api_key_service_pb2.RotateApiKeyResponse]
+    """Gives a key another secret and shows it, once; the one before works on for the grace period. Fails with
+    FAILED_PRECONDITION when the key is revoked.
+    """
+    BlockApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.BlockApiKeyRequest, _api_key_service_pb2.BlockApiKeyResponse]
+    """Blocks a key until it is unblocked. Blocking a blocked key changes nothing."""
+    UnblockApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.UnblockApiKeyRequest, _api_key_service_pb2.UnblockApiKeyResponse]
+    """Unblocks a key. Unblocking a key that is not blocked changes nothing."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_api_key_service_pb2.RevokeApiKeyRequest, _api_key_service_pb2.RevokeApiKeyResponse]
     """Revokes a key for good. Revoking a revoked key changes nothing."""
 
 @_typing.type_check_only
 class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
-    """Makes and ends API keys."""
+    """Makes, changes and ends API keys. Every change is an invalidation, which reaches the caches of all services within a
+    second, and an entry of the audit. Users who are logged in manage the keys that are theirs in the workspace they act for:
+    create, list, get, update (description and metadata), rotate and revoke.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """Creates a key and shows it, once."""
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists keys, newest first."""
+    GetApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.GetApiKeyRequest, _api_key_service_pb2.GetApiKeyResponse]  # type: ignore[assignment]
+    """Shows a key."""
+    UpdateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.UpdateApiKeyRequest, _api_key_service_pb2.UpdateApiKeyResponse]  # type: ignore[assignment]
+    """Changes what a key is for, its tier, scopes, expiry or metadata. Fails with FAILED_PRECONDITION when it is revoked."""
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.RotateApiKeyRequest, _api_key_service_pb2.RotateApiKeyResponse]  # type: ignore[assignment]
+    """Gives a key another secret and shows it, once; the one before works on for the grace period. Fails with
+    FAILED_PRECONDITION when the key is revoked.
+    """
+    BlockApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.BlockApiKeyRequest, _api_key_service_pb2.BlockApiKeyResponse]  # type: ignore[assignment]
+    """Blocks a key until it is unblocked. Blocking a blocked key changes nothing."""
+    UnblockApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.UnblockApiKeyRequest, _api_key_service_pb2.UnblockApiKeyResponse]  # type: ignore[assignment]
+    """Unblocks a key. Unblocking a key that is not blocked changes nothing."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.RevokeApiKeyRequest, _api_key_service_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Revokes a key for good. Revoking a revoked key changes nothing."""
 
 class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Makes and ends API keys."""
+    """Makes, changes and ends API keys. Every change is an invalidation, which reaches the caches of all services within a
+    second, and an entry of the audit. Users who are logged in manage the keys that are theirs in the workspace they act for:
+    create, list, get, update (description and metadata), rotate and revoke.
+    """
 
     @_abc_1.abstractmethod
     def CreateApiKey(
@@ -70,6 +103,48 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_api_key_service_pb2.ListApiKeysResponse, _abc.Awaitable[_api_key_service_pb2.ListApiKeysResponse]]:
         """Lists keys, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetApiKey(
+        self,
+        request: _api_key_service_pb2.GetApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_key_service_pb2.GetApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.GetApiKeyResponse]]:
+        """Shows a key."""
+
+    @_abc_1.abstractmethod
+    def UpdateApiKey(
+        self,
+        request: _api_key_service_pb2.UpdateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_key_service_pb2.UpdateApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.UpdateApiKeyResponse]]:
+        """Changes what a key is for, its tier, scopes, expiry or metadata. Fails with FAILED_PRECONDITION when it is revoked."""
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _api_key_service_pb2.RotateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_key_service_pb2.RotateApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.RotateApiKeyResponse]]:
+        """Gives a key another secret and shows it, once; the one before works on for the grace period. Fails with
+        FAILED_PRECONDITION when the key is revoked.
+        """
+
+    @_abc_1.abstractmethod
+    def BlockApiKey(
+        self,
+        request: _api_key_service_pb2.BlockApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_key_service_pb2.BlockApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.BlockApiKeyResponse]]:
+        """Blocks a key until it is unblocked. Blocking a blocked key changes nothing."""
+
+    @_abc_1.abstractmethod
+    def UnblockApiKey(
+        self,
+        request: _api_key_service_pb2.UnblockApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_key_service_pb2.UnblockApiKeyResponse, _abc.Awaitable[_api_key_service_pb2.UnblockApiKeyResponse]]:
+        """Unblocks a key. Unblocking a key that is not blocked changes nothing."""
 
     @_abc_1.abstractmethod
     def RevokeApiKey(

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from naru.api.common.v1 import error_pb2 as naru_dot_api_dot_common_dot_v1_dot_error__pb2
 from naru.api.common.v1 import principal_pb2 as naru_dot_api_dot_common_dot_v1_dot_principal__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#naru/api/auth/v1/auth_service.proto\x12\x10naru.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"naru/api/common/v1/principal.proto\"A\n\x13\x41uthenticateRequest\x12\x12\n\ncredential\x18\x01 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x02 \x01(\t\"\x97\x01\n\x14\x41uthenticateResponse\x12\x30\n\tprincipal\x18\x01 \x01(\x0b\x32\x1d.naru.api.common.v1.Principal\x12\r\n\x05\x61s_of\x18\x02 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\t\"\x1b\n\x19WatchInvalidationsRequest\"N\n\x1aWatchInvalidationsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0f\n\x07key_ids\x18\x02 \x03(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\t\">\n\x10\x42ootstrapRequest\x12\x16\n\x0eworkspace_name\x18\x01 \x01(\t\x12\x12\n\nadditional\x18\x02 \x01(\x08\":\n\x11\x42ootstrapResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t2\xc1\x02\n\x0b\x41uthService\x12\x62\n\x0c\x41uthenticate\x12%.naru.api.auth.v1.AuthenticateRequest\x1a&.naru.api.auth.v1.AuthenticateResponse\"\x03\x90\x02\x01\x12v\n\x12WatchInvalidations\x12+.naru.api.auth.v1.WatchInvalidationsRequest\x1a,.naru.api.auth.v1.WatchInvalidationsResponse\"\x03\x90\x02\x01\x30\x01\x12V\n\tBootstrap\x12\".naru.api.auth.v1.BootstrapRequest\x1a#.naru.api.auth.v1.BootstrapResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#naru/api/auth/v1/auth_service.proto\x12\x10naru.api.auth.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1enaru/api/common/v1/error.proto\x1a\"naru/api/common/v1/principal.proto\"W\n\x13\x41uthenticateRequest\x12\x12\n\ncredential\x18\x01 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\"\x97\x01\n\x14\x41uthenticateResponse\x12\x30\n\tprincipal\x18\x01 \x01(\x0b\x32\x1d.naru.api.common.v1.Principal\x12\r\n\x05\x61s_of\x18\x02 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\t\"S\n\x18\x42\x61tchAuthenticateRequest\x12\x37\n\x08requests\x18\x01 \x03(\x0b\x32%.naru.api.auth.v1.AuthenticateRequest\"R\n\x19\x42\x61tchAuthenticateResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.naru.api.auth.v1.AuthenticateResult\"\x87\x01\n\x12\x41uthenticateResult\x12:\n\x08response\x18\x01 \x01(\x0b\x32&.naru.api.auth.v1.AuthenticateResponseH\x00\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.naru.api.common.v1.ErrorH\x00\x42\t\n\x07outcome\"<\n\x10\x41ttributeRequest\x12\x12\n\nuser_token\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\"$\n\x11\x41ttributeResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x1b\n\x19WatchInvalidationsRequest\"`\n\x1aWatchInvalidationsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0f\n\x07key_ids\x18\x02 \x03(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x10\n\x08user_ids\x18\x04 \x03(\t\"B\n\x06KeyUse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x12NoteKeyUsesRequest\x12&\n\x04uses\x18\x01 \x03(\x0b\x32\x18.naru.api.auth.v1.KeyUse\"\x15\n\x13NoteKeyUsesResponse\">\n\x10\x42ootstrapRequest\x12\x16\n\x0eworkspace_name\x18\x01 \x01(\t\x12\x12\n\nadditional\x18\x02 \x01(\x08\":\n\x11\x42ootstrapResponse\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t2\xf0\x04\n\x0b\x41uthService\x12\x62\n\x0c\x41uthenticate\x12%.naru.api.auth.v1.AuthenticateRequest\x1a&.naru.api.auth.v1.AuthenticateResponse\"\x03\x90\x02\x01\x12q\n\x11\x42\x61tchAuthenticate\x12*.naru.api.auth.v1.BatchAuthenticateRequest\x1a+.naru.api.auth.v1.BatchAuthenticateResponse\"\x03\x90\x02\x01\x12Y\n\tAttribute\x12\".naru.api.auth.v1.AttributeRequest\x1a#.naru.api.auth.v1.AttributeResponse\"\x03\x90\x02\x02\x12v\n\x12WatchInvalidations\x12+.naru.api.auth.v1.WatchInvalidationsRequest\x1a,.naru.api.auth.v1.WatchInvalidationsResponse\"\x03\x90\x02\x01\x30\x01\x12_\n\x0bNoteKeyUses\x12$.naru.api.auth.v1.NoteKeyUsesRequest\x1a%.naru.api.auth.v1.NoteKeyUsesResponse\"\x03\x90\x02\x02\x12V\n\tBootstrap\x12\".naru.api.auth.v1.BootstrapRequest\x1a#.naru.api.auth.v1.BootstrapResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +36,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['Authenticate']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['Authenticate']._serialized_options = b'\220\002\001'
+  _globals['_AUTHSERVICE'].methods_by_name['BatchAuthenticate']._loaded_options = None
+  _globals['_AUTHSERVICE'].methods_by_name['BatchAuthenticate']._serialized_options = b'\220\002\001'
+  _globals['_AUTHSERVICE'].methods_by_name['Attribute']._loaded_options = None
+  _globals['_AUTHSERVICE'].methods_by_name['Attribute']._serialized_options = b'\220\002\002'
   _globals['_AUTHSERVICE'].methods_by_name['WatchInvalidations']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['WatchInvalidations']._serialized_options = b'\220\002\001'
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=126
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=191
-  _globals['_AUTHENTICATERESPONSE']._serialized_start=194
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=345
-  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_start=347
-  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_end=374
-  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_start=376
-  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_end=454
-  _globals['_BOOTSTRAPREQUEST']._serialized_start=456
-  _globals['_BOOTSTRAPREQUEST']._serialized_end=518
-  _globals['_BOOTSTRAPRESPONSE']._serialized_start=520
-  _globals['_BOOTSTRAPRESPONSE']._serialized_end=578
-  _globals['_AUTHSERVICE']._serialized_start=581
-  _globals['_AUTHSERVICE']._serialized_end=902
+  _globals['_AUTHSERVICE'].methods_by_name['NoteKeyUses']._loaded_options = None
+  _globals['_AUTHSERVICE'].methods_by_name['NoteKeyUses']._serialized_options = b'\220\002\002'
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=158
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=245
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=248
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=399
+  _globals['_BATCHAUTHENTICATEREQUEST']._serialized_start=401
+  _globals['_BATCHAUTHENTICATEREQUEST']._serialized_end=484
+  _globals['_BATCHAUTHENTICATERESPONSE']._serialized_start=486
+  _globals['_BATCHAUTHENTICATERESPONSE']._serialized_end=568
+  _globals['_AUTHENTICATERESULT']._serialized_start=571
+  _globals['_AUTHENTICATERESULT']._serialized_end=706
+  _globals['_ATTRIBUTEREQUEST']._serialized_start=708
+  _globals['_ATTRIBUTEREQUEST']._serialized_end=768
+  _globals['_ATTRIBUTERESPONSE']._serialized_start=770
+  _globals['_ATTRIBUTERESPONSE']._serialized_end=806
+  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_start=808
+  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_end=835
+  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_start=837
+  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_end=933
+  _globals['_KEYUSE']._serialized_start=935
+  _globals['_KEYUSE']._serialized_end=1001
+  _globals['_NOTEKEYUSESREQUEST']._serialized_start=1003
+  _globals['_NOTEKEYUSESREQUEST']._serialized_end=1063
+  _globals['_NOTEKEYUSESRESPONSE']._serialized_start=1065
+  _globals['_NOTEKEYUSESRESPONSE']._serialized_end=1086
+  _globals['_BOOTSTRAPREQUEST']._serialized_start=1088
+  _globals['_BOOTSTRAPREQUEST']._serialized_end=1150
+  _globals['_BOOTSTRAPRESPONSE']._serialized_start=1152
+  _globals['_BOOTSTRAPRESPONSE']._serialized_end=1210
+  _globals['_AUTHSERVICE']._serialized_start=1213
+  _globals['_AUTHSERVICE']._serialized_end=1837
 # @@protoc_insertion_point(module_scope)

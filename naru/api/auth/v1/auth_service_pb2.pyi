@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from naru.api.common.v1 import error_pb2 as _error_pb2
 from naru.api.common.v1 import principal_pb2 as _principal_pb2
 import builtins as _builtins
 import sys
@@ -28,19 +29,27 @@ class AuthenticateRequest(_message.Message):
 
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     credential: _builtins.str
-    """The credential as the caller sent it, without "Bearer ". At most 8,192 characters."""
+    """The credential as the caller sent it, without "Bearer ". At most 8,192 characters. An API key, a user's access token, or a
+    token of another issuer that the configuration names.
+    """
     client_address: _builtins.str
     """The caller's address, as the edge trusts it; checked against the key's source_cidrs. Empty: not checked."""
+    workspace_id: _builtins.str
+    """The workspace to act in, where the credential is a user's token and the user belongs to it; else, and when empty, the
+    user's default. An API key has its own.
+    """
     def __init__(
         self,
         *,
         credential: _builtins.str = ...,
         client_address: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "credential", b"credential"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "credential", b"credential", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,6 +96,134 @@ class AuthenticateResponse(_message.Message):
 Global___AuthenticateResponse: _TypeAlias = AuthenticateResponse  # noqa: Y015
 
 @_typing.final
+class BatchAuthenticateRequest(_message.Message):
+    """Request of BatchAuthenticate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuthenticateRequest]:
+        """One for each credential; at most 256."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___AuthenticateRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAuthenticateRequest: _TypeAlias = BatchAuthenticateRequest  # noqa: Y015
+
+@_typing.final
+class BatchAuthenticateResponse(_message.Message):
+    """Response of BatchAuthenticate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuthenticateResult]:
+        """In the order of the requests."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___AuthenticateResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAuthenticateResponse: _TypeAlias = BatchAuthenticateResponse  # noqa: Y015
+
+@_typing.final
+class AuthenticateResult(_message.Message):
+    """What became of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___AuthenticateResponse:
+        """Whose it is."""
+
+    @_builtins.property
+    def error(self) -> _error_pb2.Error:
+        """Why nobody's, or why that is not known."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___AuthenticateResponse | None = ...,
+        error: _error_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___AuthenticateResult: _TypeAlias = AuthenticateResult  # noqa: Y015
+
+@_typing.final
+class AttributeRequest(_message.Message):
+    """Request of Attribute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_TOKEN_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    user_token: _builtins.str
+    """What came in X-OpenWebUI-User-Jwt. At most 8,192 characters."""
+    workspace_id: _builtins.str
+    """The workspace of the front end's key, which the user becomes a member of."""
+    def __init__(
+        self,
+        *,
+        user_token: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_token", b"user_token", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributeRequest: _TypeAlias = AttributeRequest  # noqa: Y015
+
+@_typing.final
+class AttributeResponse(_message.Message):
+    """Response of Attribute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributeResponse: _TypeAlias = AttributeResponse  # noqa: Y015
+
+@_typing.final
 class WatchInvalidationsRequest(_message.Message):
     """Request of WatchInvalidations."""
 
@@ -112,6 +249,7 @@ class WatchInvalidationsResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     KEY_IDS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    USER_IDS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The number of the latest invalidation in this message, or where the numbering stands in the first message and in
     the heartbeats sent every 2 seconds.
@@ -122,20 +260,94 @@ class WatchInvalidationsResponse(_message.Message):
     def key_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids of the keys that are no longer what they were. Empty in the first message and in heartbeats."""
 
+    @_builtins.property
+    def user_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The users who, with their sessions, are no longer what they were. Empty in the first message and in heartbeats."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         key_ids: _abc.Iterable[_builtins.str] | None = ...,
         epoch: _builtins.str = ...,
+        user_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key_ids", b"key_ids", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key_ids", b"key_ids", "sequence", b"sequence", "user_ids", b"user_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchInvalidationsResponse: _TypeAlias = WatchInvalidationsResponse  # noqa: Y015
+
+@_typing.final
+class KeyUse(_message.Message):
+    """When a key was used last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Public id of the key."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When; a time in the future is taken as now."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyUse: _TypeAlias = KeyUse  # noqa: Y015
+
+@_typing.final
+class NoteKeyUsesRequest(_message.Message):
+    """Request of NoteKeyUses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyUse]:
+        """The uses, at most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        uses: _abc.Iterable[Global___KeyUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteKeyUsesRequest: _TypeAlias = NoteKeyUsesRequest  # noqa: Y015
+
+@_typing.final
+class NoteKeyUsesResponse(_message.Message):
+    """Response of NoteKeyUses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteKeyUsesResponse: _TypeAlias = NoteKeyUsesResponse  # noqa: Y015
 
 @_typing.final
 class BootstrapRequest(_message.Message):

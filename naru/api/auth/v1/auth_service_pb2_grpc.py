@@ -40,10 +40,25 @@ class AuthServiceStub(object):
                 request_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AuthenticateRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AuthenticateResponse.FromString,
                 _registered_method=True)
+        self.BatchAuthenticate = channel.unary_unary(
+                '/naru.api.auth.v1.AuthService/BatchAuthenticate',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.BatchAuthenticateRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.BatchAuthenticateResponse.FromString,
+                _registered_method=True)
+        self.Attribute = channel.unary_unary(
+                '/naru.api.auth.v1.AuthService/Attribute',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AttributeRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AttributeResponse.FromString,
+                _registered_method=True)
         self.WatchInvalidations = channel.unary_stream(
                 '/naru.api.auth.v1.AuthService/WatchInvalidations',
                 request_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WatchInvalidationsRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WatchInvalidationsResponse.FromString,
+                _registered_method=True)
+        self.NoteKeyUses = channel.unary_unary(
+                '/naru.api.auth.v1.AuthService/NoteKeyUses',
+                request_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.NoteKeyUsesRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.NoteKeyUsesResponse.FromString,
                 _registered_method=True)
         self.Bootstrap = channel.unary_unary(
                 '/naru.api.auth.v1.AuthService/Bootstrap',
@@ -57,7 +72,25 @@ class AuthServiceServicer(object):
     """
 
     def Authenticate(self, request, context):
-        """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked.
+        """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked. A token of an issuer
+        whose tokens are taken gives the person it is about an account, the first time that person comes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchAuthenticate(self, request, context):
+        """Resolves several credentials at once, as Authenticate does each; an error is of its credential alone. The slowest keeps all
+        waiting: a token whose issuer has to be asked is better asked about by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attribute(self, request, context):
+        """Says for which user a front end makes a request, by what it signed about them. The caller has made sure that the front end
+        is trusted with that. Fails with INVALID_CREDENTIALS, which says what is wrong with the token, and PERMISSION_DENIED for a
+        blocked user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,6 +99,13 @@ class AuthServiceServicer(object):
     def WatchInvalidations(self, request, context):
         """Streams the invalidations of principals, so that caches may keep what Authenticate answered. The first message tells
         where the numbering stands. Runs until the caller ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NoteKeyUses(self, request, context):
+        """Notes when keys were used, as services that keep answers of Authenticate saw it. Of unknown keys nothing is noted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,10 +127,25 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AuthenticateRequest.FromString,
                     response_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AuthenticateResponse.SerializeToString,
             ),
+            'BatchAuthenticate': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchAuthenticate,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.BatchAuthenticateRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.BatchAuthenticateResponse.SerializeToString,
+            ),
+            'Attribute': grpc.unary_unary_rpc_method_handler(
+                    servicer.Attribute,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AttributeRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AttributeResponse.SerializeToString,
+            ),
             'WatchInvalidations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchInvalidations,
                     request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WatchInvalidationsRequest.FromString,
                     response_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WatchInvalidationsResponse.SerializeToString,
+            ),
+            'NoteKeyUses': grpc.unary_unary_rpc_method_handler(
+                    servicer.NoteKeyUses,
+                    request_deserializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.NoteKeyUsesRequest.FromString,
+                    response_serializer=naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.NoteKeyUsesResponse.SerializeToString,
             ),
             'Bootstrap': grpc.unary_unary_rpc_method_handler(
                     servicer.Bootstrap,
@@ -137,6 +192,60 @@ class AuthService(object):
             _registered_method=True)
 
     @staticmethod
+    def BatchAuthenticate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.AuthService/BatchAuthenticate',
+            naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.BatchAuthenticateRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.BatchAuthenticateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.AuthService/Attribute',
+            naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AttributeRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.AttributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchInvalidations(request,
             target,
             options=(),
@@ -153,6 +262,33 @@ class AuthService(object):
             '/naru.api.auth.v1.AuthService/WatchInvalidations',
             naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WatchInvalidationsRequest.SerializeToString,
             naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.WatchInvalidationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NoteKeyUses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.auth.v1.AuthService/NoteKeyUses',
+            naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.NoteKeyUsesRequest.SerializeToString,
+            naru_dot_api_dot_auth_dot_v1_dot_auth__service__pb2.NoteKeyUsesResponse.FromString,
             options,
             channel_credentials,
             insecure,

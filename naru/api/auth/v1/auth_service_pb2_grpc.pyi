@@ -34,11 +34,24 @@ class AuthServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
     Authenticate: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.AuthenticateRequest, _auth_service_pb2.AuthenticateResponse]
-    """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked."""
+    """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked. A token of an issuer
+    whose tokens are taken gives the person it is about an account, the first time that person comes.
+    """
+    BatchAuthenticate: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.BatchAuthenticateRequest, _auth_service_pb2.BatchAuthenticateResponse]
+    """Resolves several credentials at once, as Authenticate does each; an error is of its credential alone. The slowest keeps all
+    waiting: a token whose issuer has to be asked is better asked about by itself.
+    """
+    Attribute: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.AttributeRequest, _auth_service_pb2.AttributeResponse]
+    """Says for which user a front end makes a request, by what it signed about them. The caller has made sure that the front end
+    is trusted with that. Fails with INVALID_CREDENTIALS, which says what is wrong with the token, and PERMISSION_DENIED for a
+    blocked user.
+    """
     WatchInvalidations: _grpc.UnaryStreamMultiCallable[_auth_service_pb2.WatchInvalidationsRequest, _auth_service_pb2.WatchInvalidationsResponse]
     """Streams the invalidations of principals, so that caches may keep what Authenticate answered. The first message tells
     where the numbering stands. Runs until the caller ends it.
     """
+    NoteKeyUses: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.NoteKeyUsesRequest, _auth_service_pb2.NoteKeyUsesResponse]
+    """Notes when keys were used, as services that keep answers of Authenticate saw it. Of unknown keys nothing is noted."""
     Bootstrap: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.BootstrapRequest, _auth_service_pb2.BootstrapResponse]
     """Creates the first workspace and its admin key, on an installation that has none. Fails with ALREADY_EXISTS when one
     exists, unless `additional` is set.
@@ -50,11 +63,24 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Authenticate: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.AuthenticateRequest, _auth_service_pb2.AuthenticateResponse]  # type: ignore[assignment]
-    """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked."""
+    """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked. A token of an issuer
+    whose tokens are taken gives the person it is about an account, the first time that person comes.
+    """
+    BatchAuthenticate: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.BatchAuthenticateRequest, _auth_service_pb2.BatchAuthenticateResponse]  # type: ignore[assignment]
+    """Resolves several credentials at once, as Authenticate does each; an error is of its credential alone. The slowest keeps all
+    waiting: a token whose issuer has to be asked is better asked about by itself.
+    """
+    Attribute: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.AttributeRequest, _auth_service_pb2.AttributeResponse]  # type: ignore[assignment]
+    """Says for which user a front end makes a request, by what it signed about them. The caller has made sure that the front end
+    is trusted with that. Fails with INVALID_CREDENTIALS, which says what is wrong with the token, and PERMISSION_DENIED for a
+    blocked user.
+    """
     WatchInvalidations: _aio.UnaryStreamMultiCallable[_auth_service_pb2.WatchInvalidationsRequest, _auth_service_pb2.WatchInvalidationsResponse]  # type: ignore[assignment]
     """Streams the invalidations of principals, so that caches may keep what Authenticate answered. The first message tells
     where the numbering stands. Runs until the caller ends it.
     """
+    NoteKeyUses: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.NoteKeyUsesRequest, _auth_service_pb2.NoteKeyUsesResponse]  # type: ignore[assignment]
+    """Notes when keys were used, as services that keep answers of Authenticate saw it. Of unknown keys nothing is noted."""
     Bootstrap: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.BootstrapRequest, _auth_service_pb2.BootstrapResponse]  # type: ignore[assignment]
     """Creates the first workspace and its admin key, on an installation that has none. Fails with ALREADY_EXISTS when one
     exists, unless `additional` is set.
@@ -69,7 +95,30 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.AuthenticateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.AuthenticateResponse, _abc.Awaitable[_auth_service_pb2.AuthenticateResponse]]:
-        """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked."""
+        """Resolves a credential. Fails with INVALID_API_KEY when it is malformed, unknown, expired or revoked. A token of an issuer
+        whose tokens are taken gives the person it is about an account, the first time that person comes.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchAuthenticate(
+        self,
+        request: _auth_service_pb2.BatchAuthenticateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.BatchAuthenticateResponse, _abc.Awaitable[_auth_service_pb2.BatchAuthenticateResponse]]:
+        """Resolves several credentials at once, as Authenticate does each; an error is of its credential alone. The slowest keeps all
+        waiting: a token whose issuer has to be asked is better asked about by itself.
+        """
+
+    @_abc_1.abstractmethod
+    def Attribute(
+        self,
+        request: _auth_service_pb2.AttributeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.AttributeResponse, _abc.Awaitable[_auth_service_pb2.AttributeResponse]]:
+        """Says for which user a front end makes a request, by what it signed about them. The caller has made sure that the front end
+        is trusted with that. Fails with INVALID_CREDENTIALS, which says what is wrong with the token, and PERMISSION_DENIED for a
+        blocked user.
+        """
 
     @_abc_1.abstractmethod
     def WatchInvalidations(
@@ -80,6 +129,14 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the invalidations of principals, so that caches may keep what Authenticate answered. The first message tells
         where the numbering stands. Runs until the caller ends it.
         """
+
+    @_abc_1.abstractmethod
+    def NoteKeyUses(
+        self,
+        request: _auth_service_pb2.NoteKeyUsesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.NoteKeyUsesResponse, _abc.Awaitable[_auth_service_pb2.NoteKeyUsesResponse]]:
+        """Notes when keys were used, as services that keep answers of Authenticate saw it. Of unknown keys nothing is noted."""
 
     @_abc_1.abstractmethod
     def Bootstrap(

@@ -82,7 +82,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 15
     """The server has no capacity left for anybody; carries RetryInfo. UNAVAILABLE, HTTP 503.
-    Example metadata: {"service": "inference"}.
+    Example metadata: {"service": "inference", "bound": "length"}. From inference, `bound` says which one was met: "length"
+    when too many requests wait for the engine, "time" when this one has waited as long as a request may.
     """
     ERROR_REASON_SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 16
     """A service, its database or its engine is away, starting or draining; carries RetryInfo. UNAVAILABLE, HTTP 503.
@@ -116,6 +117,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The same request with this idempotency key is done, but its answer was too large to keep or was lost; making it again
     takes another key. ALREADY_EXISTS, HTTP 409.
     Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
+    """
+    ERROR_REASON_INVALID_CREDENTIALS: _ErrorReason.ValueType  # 24
+    """Address and password, or the refresh token, are no good; a caller is never told which part. Or what a trusted front end says
+    of its user is no good; it is told why. UNAUTHENTICATED, HTTP 401.
+    Example metadata: {}.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -183,7 +189,8 @@ Example metadata: {"limit_bytes": "4194304"}.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 15
 """The server has no capacity left for anybody; carries RetryInfo. UNAVAILABLE, HTTP 503.
-Example metadata: {"service": "inference"}.
+Example metadata: {"service": "inference", "bound": "length"}. From inference, `bound` says which one was met: "length"
+when too many requests wait for the engine, "time" when this one has waited as long as a request may.
 """
 ERROR_REASON_SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
 """A service, its database or its engine is away, starting or draining; carries RetryInfo. UNAVAILABLE, HTTP 503.
@@ -217,5 +224,10 @@ ERROR_REASON_IDEMPOTENCY_OUTCOME_NOT_KEPT: ErrorReason.ValueType  # 23
 """The same request with this idempotency key is done, but its answer was too large to keep or was lost; making it again
 takes another key. ALREADY_EXISTS, HTTP 409.
 Example metadata: {"field": "Idempotency-Key", "event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
+"""
+ERROR_REASON_INVALID_CREDENTIALS: ErrorReason.ValueType  # 24
+"""Address and password, or the refresh token, are no good; a caller is never told which part. Or what a trusted front end says
+of its user is no good; it is told why. UNAUTHENTICATED, HTTP 401.
+Example metadata: {}.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

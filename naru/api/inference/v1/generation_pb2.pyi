@@ -40,9 +40,15 @@ class _EndpointEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Endpoint.Val
     """/v1/messages: Anthropic's, translated into the body of a chat completion."""
     ENDPOINT_RESPONSES: _Endpoint.ValueType  # 4
     """/v1/responses: translated into the body of a chat completion."""
+    ENDPOINT_EMBEDDINGS: _Endpoint.ValueType  # 5
+    """/v1/embeddings. Each input is a choice."""
+    ENDPOINT_RERANK: _Endpoint.ValueType  # 6
+    """/v1/rerank: translated into the body of /v1/score, of one query."""
+    ENDPOINT_SCORE: _Endpoint.ValueType  # 7
+    """/v1/score: `queries` and `documents`, each a text or a list of texts. Each pair is a choice."""
 
 class Endpoint(_Endpoint, metaclass=_EndpointEnumTypeWrapper):
-    """The HTTP requests that generate."""
+    """The HTTP requests that a model answers."""
 
 ENDPOINT_UNSPECIFIED: Endpoint.ValueType  # 0
 """Never sent."""
@@ -54,6 +60,12 @@ ENDPOINT_MESSAGES: Endpoint.ValueType  # 3
 """/v1/messages: Anthropic's, translated into the body of a chat completion."""
 ENDPOINT_RESPONSES: Endpoint.ValueType  # 4
 """/v1/responses: translated into the body of a chat completion."""
+ENDPOINT_EMBEDDINGS: Endpoint.ValueType  # 5
+"""/v1/embeddings. Each input is a choice."""
+ENDPOINT_RERANK: Endpoint.ValueType  # 6
+"""/v1/rerank: translated into the body of /v1/score, of one query."""
+ENDPOINT_SCORE: Endpoint.ValueType  # 7
+"""/v1/score: `queries` and `documents`, each a text or a list of texts. Each pair is a choice."""
 Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 class _FinishOutcome:
@@ -86,7 +98,7 @@ Global___FinishOutcome: _TypeAlias = FinishOutcome  # noqa: Y015
 
 @_typing.final
 class Generation(_message.Message):
-    """One request for generated text."""
+    """One request for generated text, or for what a model makes of texts: vectors, or how alike they are."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -500,6 +512,8 @@ class Delta(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     DETAILED_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     choice_index: _builtins.int
     """Which choice, from 0: prompt number times n plus the choice's number."""
     text: _builtins.str
@@ -515,7 +529,13 @@ class Delta(_message.Message):
     reasoning: _builtins.str
     """What the model thought before it answered; comes before `text`. Not part of `text`."""
     detailed: _builtins.bool
-    """Whether any of the fields 4 to 11 is set. Most deltas have none, and looking at each of them takes readers time."""
+    """Whether any other field than the first three is set. Most deltas have none, and looking at each of them takes readers
+    time.
+    """
+    embedding: _builtins.bytes
+    """The vector of an input, in little-endian 32-bit floats. Only where embeddings were asked for."""
+    score: _builtins.float
+    """How alike a pair of texts is. Only where scores were asked for."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One per new token, when the request asked for logprobs."""
@@ -547,13 +567,20 @@ class Delta(_message.Message):
         tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
         prompt: Global___PromptOutput | None = ...,
         detailed: _builtins.bool = ...,
+        embedding: _builtins.bytes = ...,
+        score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "prompt", b"prompt", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_stop_token_id", b"_stop_token_id", "prompt", b"prompt", "score", b"score", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "choice_index", b"choice_index", "completion_tokens", b"completion_tokens", "detailed", b"detailed", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "prompt", b"prompt", "reasoning", b"reasoning", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "_stop_token_id", b"_stop_token_id", "choice_index", b"choice_index", "completion_tokens", b"completion_tokens", "detailed", b"detailed", "embedding", b"embedding", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "prompt", b"prompt", "reasoning", b"reasoning", "score", b"score", "stop_text", b"stop_text", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_token_id) -> _WhichOneofReturnType__stop_token_id | None: ...
 
 Global___Delta: _TypeAlias = Delta  # noqa: Y015

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from naru.api.inference.v1 import generation_pb2 as naru_dot_api_dot_inference_dot_v1_dot_generation__pb2
+from naru.api.inference.v1 import pooling_pb2 as naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2
 from naru.api.inference.v1 import tokenization_pb2 as naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-naru/api/inference/v1/inference_service.proto\x12\x15naru.api.inference.v1\x1a&naru/api/inference/v1/generation.proto\x1a(naru/api/inference/v1/tokenization.proto\"H\n\x0fGenerateRequest\x12\x35\n\ngeneration\x18\x01 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\xe7\x01\n\x10GenerateResponse\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x02 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x85\x01\n\x16GenerateSessionRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.naru.api.inference.v1.SubmitH\x00\x12/\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1d.naru.api.inference.v1.CancelH\x00\x42\t\n\x07message\"R\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x35\n\ngeneration\x18\x02 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"r\n\x17GenerateSessionResponse\x12,\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1c.naru.api.inference.v1.Frame\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.naru.api.inference.v1.Load\"\xef\x01\n\x05\x46rame\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"*\n\x04Load\x12\x10\n\x08requests\x18\x01 \x01(\x05\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x32\xb5\x03\n\x10InferenceService\x12_\n\x08Generate\x12&.naru.api.inference.v1.GenerateRequest\x1a\'.naru.api.inference.v1.GenerateResponse\"\x00\x30\x01\x12v\n\x0fGenerateSession\x12-.naru.api.inference.v1.GenerateSessionRequest\x1a..naru.api.inference.v1.GenerateSessionResponse\"\x00(\x01\x30\x01\x12`\n\x08Tokenize\x12&.naru.api.inference.v1.TokenizeRequest\x1a\'.naru.api.inference.v1.TokenizeResponse\"\x03\x90\x02\x01\x12\x66\n\nDetokenize\x12(.naru.api.inference.v1.DetokenizeRequest\x1a).naru.api.inference.v1.DetokenizeResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-naru/api/inference/v1/inference_service.proto\x12\x15naru.api.inference.v1\x1a&naru/api/inference/v1/generation.proto\x1a#naru/api/inference/v1/pooling.proto\x1a(naru/api/inference/v1/tokenization.proto\"H\n\x0fGenerateRequest\x12\x35\n\ngeneration\x18\x01 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\xe7\x01\n\x10GenerateResponse\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x02 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x85\x01\n\x16GenerateSessionRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.naru.api.inference.v1.SubmitH\x00\x12/\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1d.naru.api.inference.v1.CancelH\x00\x42\t\n\x07message\"R\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x35\n\ngeneration\x18\x02 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"r\n\x17GenerateSessionResponse\x12,\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1c.naru.api.inference.v1.Frame\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.naru.api.inference.v1.Load\"\xef\x01\n\x05\x46rame\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Q\n\x04Load\x12\x10\n\x08requests\x18\x01 \x01(\x05\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x17\n\x0fmodels_revision\x18\x03 \x01(\x03\x12\x0c\n\x04\x61way\x18\x04 \x01(\x08\x32\xe1\x04\n\x10InferenceService\x12_\n\x08Generate\x12&.naru.api.inference.v1.GenerateRequest\x1a\'.naru.api.inference.v1.GenerateResponse\"\x00\x30\x01\x12v\n\x0fGenerateSession\x12-.naru.api.inference.v1.GenerateSessionRequest\x1a..naru.api.inference.v1.GenerateSessionResponse\"\x00(\x01\x30\x01\x12T\n\x05\x45mbed\x12#.naru.api.inference.v1.EmbedRequest\x1a$.naru.api.inference.v1.EmbedResponse\"\x00\x12T\n\x05Score\x12#.naru.api.inference.v1.ScoreRequest\x1a$.naru.api.inference.v1.ScoreResponse\"\x00\x12`\n\x08Tokenize\x12&.naru.api.inference.v1.TokenizeRequest\x1a\'.naru.api.inference.v1.TokenizeResponse\"\x03\x90\x02\x01\x12\x66\n\nDetokenize\x12(.naru.api.inference.v1.DetokenizeRequest\x1a).naru.api.inference.v1.DetokenizeResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,22 +38,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERENCESERVICE'].methods_by_name['Tokenize']._serialized_options = b'\220\002\001'
   _globals['_INFERENCESERVICE'].methods_by_name['Detokenize']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['Detokenize']._serialized_options = b'\220\002\001'
-  _globals['_GENERATEREQUEST']._serialized_start=154
-  _globals['_GENERATEREQUEST']._serialized_end=226
-  _globals['_GENERATERESPONSE']._serialized_start=229
-  _globals['_GENERATERESPONSE']._serialized_end=460
-  _globals['_GENERATESESSIONREQUEST']._serialized_start=463
-  _globals['_GENERATESESSIONREQUEST']._serialized_end=596
-  _globals['_SUBMIT']._serialized_start=598
-  _globals['_SUBMIT']._serialized_end=680
-  _globals['_CANCEL']._serialized_start=682
-  _globals['_CANCEL']._serialized_end=709
-  _globals['_GENERATESESSIONRESPONSE']._serialized_start=711
-  _globals['_GENERATESESSIONRESPONSE']._serialized_end=825
-  _globals['_FRAME']._serialized_start=828
-  _globals['_FRAME']._serialized_end=1067
-  _globals['_LOAD']._serialized_start=1069
-  _globals['_LOAD']._serialized_end=1111
-  _globals['_INFERENCESERVICE']._serialized_start=1114
-  _globals['_INFERENCESERVICE']._serialized_end=1551
+  _globals['_GENERATEREQUEST']._serialized_start=191
+  _globals['_GENERATEREQUEST']._serialized_end=263
+  _globals['_GENERATERESPONSE']._serialized_start=266
+  _globals['_GENERATERESPONSE']._serialized_end=497
+  _globals['_GENERATESESSIONREQUEST']._serialized_start=500
+  _globals['_GENERATESESSIONREQUEST']._serialized_end=633
+  _globals['_SUBMIT']._serialized_start=635
+  _globals['_SUBMIT']._serialized_end=717
+  _globals['_CANCEL']._serialized_start=719
+  _globals['_CANCEL']._serialized_end=746
+  _globals['_GENERATESESSIONRESPONSE']._serialized_start=748
+  _globals['_GENERATESESSIONRESPONSE']._serialized_end=862
+  _globals['_FRAME']._serialized_start=865
+  _globals['_FRAME']._serialized_end=1104
+  _globals['_LOAD']._serialized_start=1106
+  _globals['_LOAD']._serialized_end=1187
+  _globals['_INFERENCESERVICE']._serialized_start=1190
+  _globals['_INFERENCESERVICE']._serialized_end=1799
 # @@protoc_insertion_point(module_scope)

@@ -255,19 +255,27 @@ class Load(_message.Message):
 
     REQUESTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    MODELS_REVISION_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     """Requests in the engine, running and waiting."""
     draining: _builtins.bool
-    """Whether it takes no new requests because it is about to stop."""
+    """Whether it takes no new requests, because it is about to stop or was told to."""
+    models_revision: _builtins.int
+    """Changes when what it serves does."""
+    away: _builtins.bool
+    """Whether it cannot serve requests for now, because the upstream that would does not answer. It comes back by itself."""
     def __init__(
         self,
         *,
         requests: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        models_revision: _builtins.int = ...,
+        away: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "draining", b"draining", "models_revision", b"models_revision", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from naru.api.inference.v1 import inference_service_pb2 as naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2
+from naru.api.inference.v1 import pooling_pb2 as naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2
 from naru.api.inference.v1 import tokenization_pb2 as naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2
 
 GRPC_GENERATED_VERSION = '1.80.0'
@@ -27,7 +28,7 @@ if _version_not_supported:
 
 
 class InferenceServiceStub(object):
-    """Generates text.
+    """Generates text, and makes vectors of texts.
     """
 
     def __init__(self, channel):
@@ -46,6 +47,16 @@ class InferenceServiceStub(object):
                 request_serializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/naru.api.inference.v1.InferenceService/Embed',
+                request_serializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/naru.api.inference.v1.InferenceService/Score',
+                request_serializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/naru.api.inference.v1.InferenceService/Tokenize',
                 request_serializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeRequest.SerializeToString,
@@ -59,7 +70,7 @@ class InferenceServiceStub(object):
 
 
 class InferenceServiceServicer(object):
-    """Generates text.
+    """Generates text, and makes vectors of texts.
     """
 
     def Generate(self, request, context):
@@ -72,6 +83,21 @@ class InferenceServiceServicer(object):
 
     def GenerateSession(self, request_iterator, context):
         """Runs many requests over one stream, one message back per engine step. For the edge.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Makes a vector of each of some texts. For callers without an edge, which asks by a session. Cancelling the call cancels
+        the request, of which all tokens are billed as prompt tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """Says how alike texts are. As Embed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +130,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionRequest.FromString,
                     response_serializer=naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.EmbedRequest.FromString,
+                    response_serializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.ScoreRequest.FromString,
+                    response_serializer=naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.ScoreResponse.SerializeToString,
+            ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
                     request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2.TokenizeRequest.FromString,
@@ -123,7 +159,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService(object):
-    """Generates text.
+    """Generates text, and makes vectors of texts.
     """
 
     @staticmethod
@@ -170,6 +206,60 @@ class InferenceService(object):
             '/naru.api.inference.v1.InferenceService/GenerateSession',
             naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionRequest.SerializeToString,
             naru_dot_api_dot_inference_dot_v1_dot_inference__service__pb2.GenerateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.inference.v1.InferenceService/Embed',
+            naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.EmbedRequest.SerializeToString,
+            naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.inference.v1.InferenceService/Score',
+            naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.ScoreRequest.SerializeToString,
+            naru_dot_api_dot_inference_dot_v1_dot_pooling__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

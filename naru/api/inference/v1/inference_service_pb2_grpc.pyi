@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from grpc import aio as _aio
 from naru.api.inference.v1 import inference_service_pb2 as _inference_service_pb2
+from naru.api.inference.v1 import pooling_pb2 as _pooling_pb2
 from naru.api.inference.v1 import tokenization_pb2 as _tokenization_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -28,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceServiceStub:
-    """Generates text."""
+    """Generates text, and makes vectors of texts."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,6 +41,12 @@ class InferenceServiceStub:
     """
     GenerateSession: _grpc.StreamStreamMultiCallable[_inference_service_pb2.GenerateSessionRequest, _inference_service_pb2.GenerateSessionResponse]
     """Runs many requests over one stream, one message back per engine step. For the edge."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_pooling_pb2.EmbedRequest, _pooling_pb2.EmbedResponse]
+    """Makes a vector of each of some texts. For callers without an edge, which asks by a session. Cancelling the call cancels
+    the request, of which all tokens are billed as prompt tokens.
+    """
+    Score: _grpc.UnaryUnaryMultiCallable[_pooling_pb2.ScoreRequest, _pooling_pb2.ScoreResponse]
+    """Says how alike texts are. As Embed."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_tokenization_pb2.TokenizeRequest, _tokenization_pb2.TokenizeResponse]
     """Says which tokens a prompt is. Generates nothing; of the caller's limits only those on requests count it."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_tokenization_pb2.DetokenizeRequest, _tokenization_pb2.DetokenizeResponse]
@@ -47,7 +54,7 @@ class InferenceServiceStub:
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
-    """Generates text."""
+    """Generates text, and makes vectors of texts."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -56,13 +63,19 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     GenerateSession: _aio.StreamStreamMultiCallable[_inference_service_pb2.GenerateSessionRequest, _inference_service_pb2.GenerateSessionResponse]  # type: ignore[assignment]
     """Runs many requests over one stream, one message back per engine step. For the edge."""
+    Embed: _aio.UnaryUnaryMultiCallable[_pooling_pb2.EmbedRequest, _pooling_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Makes a vector of each of some texts. For callers without an edge, which asks by a session. Cancelling the call cancels
+    the request, of which all tokens are billed as prompt tokens.
+    """
+    Score: _aio.UnaryUnaryMultiCallable[_pooling_pb2.ScoreRequest, _pooling_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Says how alike texts are. As Embed."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_tokenization_pb2.TokenizeRequest, _tokenization_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Says which tokens a prompt is. Generates nothing; of the caller's limits only those on requests count it."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_tokenization_pb2.DetokenizeRequest, _tokenization_pb2.DetokenizeResponse]  # type: ignore[assignment]
     """Says which text token ids are. As Tokenize."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Generates text."""
+    """Generates text, and makes vectors of texts."""
 
     @_abc_1.abstractmethod
     def Generate(
@@ -81,6 +94,24 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.GenerateSessionResponse], _abc.AsyncIterator[_inference_service_pb2.GenerateSessionResponse]]:
         """Runs many requests over one stream, one message back per engine step. For the edge."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _pooling_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pooling_pb2.EmbedResponse, _abc.Awaitable[_pooling_pb2.EmbedResponse]]:
+        """Makes a vector of each of some texts. For callers without an edge, which asks by a session. Cancelling the call cancels
+        the request, of which all tokens are billed as prompt tokens.
+        """
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _pooling_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pooling_pb2.ScoreResponse, _abc.Awaitable[_pooling_pb2.ScoreResponse]]:
+        """Says how alike texts are. As Embed."""
 
     @_abc_1.abstractmethod
     def Tokenize(

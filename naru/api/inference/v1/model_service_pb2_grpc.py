@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Says which models a replica serves.
+    """Says which models a replica serves, and loads and unloads adapters of the model.
     """
 
     def __init__(self, channel):
@@ -45,14 +45,29 @@ class ModelServiceStub(object):
                 request_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/naru.api.inference.v1.ModelService/ListAdapters',
+                request_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/naru.api.inference.v1.ModelService/LoadAdapter',
+                request_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/naru.api.inference.v1.ModelService/UnloadAdapter',
+                request_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
-    """Says which models a replica serves.
+    """Says which models a replica serves, and loads and unloads adapters of the model.
     """
 
     def ListModels(self, request, context):
-        """Lists them.
+        """Lists them, adapters included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +75,30 @@ class ModelServiceServicer(object):
 
     def GetModel(self, request, context):
         """Returns one. Fails with MODEL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """Lists the adapters that this replica has loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
+        NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
+        that, FAILED_PRECONDITION where the engine holds no more adapters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
+        NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +117,21 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.GetModelRequest.FromString,
                     response_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.GetModelResponse.SerializeToString,
             ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'naru.api.inference.v1.ModelService', rpc_method_handlers)
@@ -87,7 +141,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Says which models a replica serves.
+    """Says which models a replica serves, and loads and unloads adapters of the model.
     """
 
     @staticmethod
@@ -134,6 +188,87 @@ class ModelService(object):
             '/naru.api.inference.v1.ModelService/GetModel',
             naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.GetModelRequest.SerializeToString,
             naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.inference.v1.ModelService/ListAdapters',
+            naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.ListAdaptersRequest.SerializeToString,
+            naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.inference.v1.ModelService/LoadAdapter',
+            naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.LoadAdapterRequest.SerializeToString,
+            naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/naru.api.inference.v1.ModelService/UnloadAdapter',
+            naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.UnloadAdapterRequest.SerializeToString,
+            naru_dot_api_dot_inference_dot_v1_dot_model__service__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

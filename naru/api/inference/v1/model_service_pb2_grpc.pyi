@@ -27,29 +27,51 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Says which models a replica serves."""
+    """Says which models a replica serves, and loads and unloads adapters of the model."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
-    """Lists them."""
+    """Lists them, adapters included."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Returns one. Fails with MODEL_NOT_FOUND."""
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListAdaptersRequest, _model_service_pb2.ListAdaptersResponse]
+    """Lists the adapters that this replica has loaded."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.LoadAdapterRequest, _model_service_pb2.LoadAdapterResponse]
+    """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
+    NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
+    that, FAILED_PRECONDITION where the engine holds no more adapters.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadAdapterRequest, _model_service_pb2.UnloadAdapterResponse]
+    """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
+    NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Says which models a replica serves."""
+    """Says which models a replica serves, and loads and unloads adapters of the model."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists them."""
+    """Lists them, adapters included."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns one. Fails with MODEL_NOT_FOUND."""
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListAdaptersRequest, _model_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    """Lists the adapters that this replica has loaded."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_model_service_pb2.LoadAdapterRequest, _model_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
+    NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
+    that, FAILED_PRECONDITION where the engine holds no more adapters.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadAdapterRequest, _model_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
+    NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Says which models a replica serves."""
+    """Says which models a replica serves, and loads and unloads adapters of the model."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -57,7 +79,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListModelsResponse, _abc.Awaitable[_model_service_pb2.ListModelsResponse]]:
-        """Lists them."""
+        """Lists them, adapters included."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -66,5 +88,34 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelResponse, _abc.Awaitable[_model_service_pb2.GetModelResponse]]:
         """Returns one. Fails with MODEL_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _model_service_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ListAdaptersResponse, _abc.Awaitable[_model_service_pb2.ListAdaptersResponse]]:
+        """Lists the adapters that this replica has loaded."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _model_service_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.LoadAdapterResponse, _abc.Awaitable[_model_service_pb2.LoadAdapterResponse]]:
+        """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
+        NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
+        that, FAILED_PRECONDITION where the engine holds no more adapters.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _model_service_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_model_service_pb2.UnloadAdapterResponse]]:
+        """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
+        NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

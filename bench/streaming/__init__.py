@@ -1,0 +1,1 @@
+"""What a front end costs for each streamed token: Naru with everything on, and others before an engine that is played."""

@@ -1,0 +1,137 @@
+"""`python -m bench.streaming`: what each front end costs, contestants in turn, medians of all rounds.
+
+Paced: so many streams of 200 tokens, one token per stream and step of 10 ms, which none of them is busy with: CPU time for each
+token that was delivered. Saturated: 32 connections, as fast as it goes, whole answers of 16 tokens and streams of 64.
+
+Needs wrk, and a folder with the commands of those to compare with: `pip install smg vllm-router 'litellm[proxy]'` in an
+environment of their own. They check no key, take no reservation and write no ledger; Naru does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.cpu import Meter
+from bench.streaming.contestants import Contestant, naru, others
+from bench.streaming.wrk import Load, load
+
+_PATH = "/v1/chat/completions"
+_PACE = 0.01
+_PACED_TOKENS, _STREAMED_TOKENS, _WHOLE_TOKENS = 200, 64, 16
+_SATURATING = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of it, and with whom."""
+
+    streams: int
+    seconds: int
+    rounds: int
+    executables: Path | None
+    contestants: tuple[str, ...]
+
+
+def paced(contestant: Contestant, plan: Plan) -> dict[str, float]:
+    """Microseconds of CPU for each token of its processes, of all of them, and of the engine behind; streams that failed."""
+    size = len(contestant.ask(_PACED_TOKENS, stream=True)) / _PACED_TOKENS
+    meter = Meter({**contestant.pids, "engine": contestant.engine})
+    seen = _load(contestant, _PACED_TOKENS, stream=True, connections=plan.streams, seconds=plan.seconds)
+    # What is read beside the bodies, heads and the lengths of chunks, is a few bytes a token, the same for all.
+    tokens = seen.bytes / (size + _frame(size))
+    taken = {name: seconds / tokens * 1e6 for name, seconds in meter.taken().items()}
+    engine = taken.pop("engine")
+    return {
+        **{f"{name}, µs a token": figure for name, figure in taken.items()},
+        "all, µs a token": sum(taken.values()),
+        "engine, µs a token": engine,
+        "tokens/s": tokens / seen.seconds,
+        "failed": seen.failed,
+    }
+
+
+def saturated(contestant: Contestant, plan: Plan) -> dict[str, float]:
+    """Whole answers a second and their time, and streams a second."""
+    whole = _load(contestant, _WHOLE_TOKENS, stream=False, connections=_SATURATING, seconds=plan.seconds)
+    stream = _load(contestant, _STREAMED_TOKENS, stream=True, connections=_SATURATING, seconds=plan.seconds)
+    return {
+        "whole answers/s": whole.requests / whole.seconds,
+        "p50, ms": whole.p50 * 1e3,
+        "p99, ms": whole.p99 * 1e3,
+        "streams/s": stream.requests / stream.seconds,
+        "streamed tokens/s": stream.requests * _STREAMED_TOKENS / stream.seconds,
+        "failed": whole.failed + stream.failed,
+    }
+
+
+def _load(contestant: Contestant, tokens: int, *, stream: bool, connections: int, seconds: int) -> Load:
+    body = contestant.body(tokens, stream=stream)
+    return load(contestant.url + _PATH, contestant.key, body, connections=connections, seconds=seconds)
+
+
+def _frame(size: float) -> int:
+    """Bytes around a chunk: its length in hexadecimal, and two ends of lines."""
+    return len(f"{round(size):x}") + 4
+
+
+def run(plan: Plan, pace: float) -> dict[str, dict[str, list[float]]]:
+    """Every figure of every round, by contestant."""
+    measure = paced if pace else saturated
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with ExitStack() as stack:
+        contestants = [stack.enter_context(naru(pace))]
+        if plan.executables is not None:
+            contestants += stack.enter_context(others(plan.contestants, plan.executables, pace))
+        for number in range(plan.rounds + 1):
+            for contestant in contestants:
+                for name, figure in measure(contestant, plan).items():
+                    if number:  # the first one warms up
+                        found[contestant.name][name].append(figure)
+    return found
+
+
+def report(title: str, found: dict[str, dict[str, list[float]]]) -> str:
+    """A table in Markdown: the median, and the least and most, of every figure."""
+    names = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    rows = [[contestant, *(_cell(figures.get(name, ())) for name in names)] for contestant, figures in found.items()]
+    head = ["", *names]
+    return "\n".join([f"## {title}", "", *(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])])
+
+
+def _cell(figures: Sequence[float]) -> str:
+    if not figures:
+        return ""
+    digits = 1 if max(figures) < 100 else 0
+    least, middle, most = (
+        f"{figure:,.{digits}f}" for figure in (min(figures), statistics.median(figures), max(figures))
+    )
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=256, help="of the paced part")
+    parser.add_argument("--seconds", type=int, default=10, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--executables", type=Path, help="folder of the others' commands; without it Naru is alone")
+    parser.add_argument("--contestants", nargs="*", default=["smg", "vllm-router", "litellm"])
+    parser.add_argument("--only", choices=["paced", "saturated"])
+    given = parser.parse_args()
+    plan = Plan(given.streams, given.seconds, given.rounds, given.executables, tuple(given.contestants))
+    if given.only != "saturated":
+        title = f"Paced: {plan.streams} streams of {_PACED_TOKENS} tokens, one in {_PACE * 1e3:.0f} ms each"
+        print(report(title, run(plan, _PACE)), flush=True)
+    if given.only != "paced":
+        title = f"Saturated: {_SATURATING} connections, {_WHOLE_TOKENS} tokens whole, {_STREAMED_TOKENS} streamed"
+        print(report(title, run(plan, 0.0)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

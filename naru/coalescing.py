@@ -1,0 +1,79 @@
+"""Many small calls as few larger ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from naru.lifecycle import Background
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Coalescer(Generic[Item, Answer]):
+    """Makes one call at a time of all that is asked meanwhile, and gives everybody their own answer.
+
+    What is asked in one turn of the loop goes together; what is asked while a call waits for its answer goes together after it.
+    So the more is asked, the larger are the calls: many small ones at once would cost more than the other side has time for.
+
+    Args:
+        send: Makes the call; answers in the order of the items.
+        background: Owns the calls: one caller that goes away does not cancel the others'.
+        most: Items per call.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]],
+        background: Background,
+        *,
+        most: int,
+    ) -> None:
+        self._send = send
+        self._background = background
+        self._most = most
+        self._calling = False
+        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+
+    async def ask(self, item: Item) -> Answer:
+        """The answer for `item`. Raises what `send` raises."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._flush)
+        self._waiting.append((item, future))
+        return await future
+
+    def _flush(self) -> None:
+        while self._waiting and not self._calling:
+            # Whoever went away meanwhile is not asked for.
+            batch = [one for one in self._waiting[: self._most] if not one[1].done()]
+            del self._waiting[: self._most]
+            if batch:
+                self._calling = True
+                self._background.spawn("coalesced call", self._call(batch)).add_done_callback(self._ended)
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._calling = False
+        self._flush()
+
+    async def _call(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:
+        try:
+            answers = await self._send([item for item, _ in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(answers)} answers to {len(batch)} items")
+        except BaseException as error:
+            for _, future in batch:
+                if not future.done():
+                    if isinstance(error, Exception):
+                        future.set_exception(error)
+                    else:
+                        future.cancel()
+            if isinstance(error, Exception):
+                return
+            raise
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)

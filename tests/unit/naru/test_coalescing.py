@@ -1,0 +1,60 @@
+"""Calls that travel together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from naru.coalescing import Coalescer
+from naru.errors import NaruError, unavailable
+from naru.lifecycle import Background
+
+
+async def test_one_call_at_a_time_takes_all_that_waits() -> None:
+    """What is asked in one turn, or while a call runs, is one call, unless it is too large; everybody gets their own answer."""
+    calls: list[list[int]] = []
+    running = 0
+
+    async def send(items: Sequence[int]) -> list[int]:
+        nonlocal running
+        running += 1
+        assert running == 1
+        calls.append(list(items))
+        await asyncio.sleep(0.01)
+        running -= 1
+        return [item * 10 for item in items]
+
+    background = Background(lambda *_: None)
+    coalescer = Coalescer(send, background, most=3)
+    first = [asyncio.create_task(coalescer.ask(number)) for number in range(2)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    later = [asyncio.create_task(coalescer.ask(number)) for number in range(2, 8)]
+    await asyncio.sleep(0)
+    later[2].cancel()
+    assert await asyncio.gather(*first, *later[:2], *later[3:]) == [0, 10, 20, 30, 50, 60, 70]
+    # Nobody asks for whoever went away before the call.
+    assert calls == [[0, 1], [2, 3], [5, 6, 7]]
+    await background.close()
+
+
+async def test_one_who_goes_away_does_not_cancel_the_others() -> None:
+    """A caller that is cancelled leaves the shared call running; a failed call fails for all."""
+    gate = asyncio.Event()
+
+    async def send(items: Sequence[int]) -> list[int]:
+        await gate.wait()
+        if 13 in items:
+            raise unavailable("accounting")
+        return list(items)
+
+    background = Background(lambda *_: None)
+    coalescer = Coalescer(send, background, most=9)
+    leaving, staying = (asyncio.create_task(coalescer.ask(number)) for number in (1, 2))
+    await asyncio.sleep(0.01)
+    leaving.cancel()
+    gate.set()
+    assert await staying == 2
+    failures = await asyncio.gather(coalescer.ask(13), coalescer.ask(14), return_exceptions=True)
+    assert [type(failure) for failure in failures] == [NaruError, NaruError]
+    await background.close()
