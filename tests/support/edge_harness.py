@@ -96,7 +96,7 @@ async def _healthy(harness: Harness) -> None:
     raise AssertionError("the edge did not become healthy")
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Waits for a condition. Raises AssertionError when it does not come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():

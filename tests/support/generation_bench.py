@@ -37,7 +37,7 @@ from tests.support.scripted_engine import ScriptedEngine
 ALICE = Principal(workspace_id="ws-1", key_id="abcdefghijkl")
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Waits until something holds; fails the test when it does not in time."""
     async with asyncio.timeout(seconds):
         while not condition():

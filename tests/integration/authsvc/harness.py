@@ -158,7 +158,7 @@ async def refused_field(call: Awaitable[Any]) -> str:
     return error.metadata["field"]
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], within: float = 10.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], within: float = 20.0) -> None:
     """Returns when `condition` holds. Raises TimeoutError when it does not within `within` seconds."""
     async with asyncio.timeout(within):
         while not await condition():

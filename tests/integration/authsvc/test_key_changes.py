@@ -229,7 +229,7 @@ async def test_a_blocked_key_comes_back(service: AuthService, clock: FakeClock) 
     made = await admin.create()
     key_id = made.api_key.key_id
     rotated = await admin.rotate(key_id=key_id)
-    async with service.watch() as messages, asyncio.timeout(5):
+    async with service.watch() as messages, asyncio.timeout(20):
         await anext(messages)
         blocked = await admin.block(key_id=key_id)
         assert list((await anext(messages)).key_ids) == [key_id]

@@ -42,7 +42,7 @@ async def errors_told(error: Exception, caplog: pytest.LogCaptureFixture) -> lis
     async with ending_with(error) as url, aiohttp.ClientSession() as http:
         with pytest.raises(aiohttp.ClientPayloadError):
             async with http.get(url) as answer:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     await answer.read()
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 

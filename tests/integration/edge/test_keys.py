@@ -54,7 +54,7 @@ class Platform:
     async def becomes(self, key: str, status: int) -> float:
         """Seconds until the key gets this status."""
         started = time.monotonic()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await self.status(key) != status:
                 await asyncio.sleep(0.005)
         return time.monotonic() - started

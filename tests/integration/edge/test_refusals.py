@@ -350,6 +350,6 @@ async def until_status(edge: Harness, status: int) -> None:
         async with edge.http.get(edge.url + "/health") as answer:
             return answer.status
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await health() != status:
             await asyncio.sleep(0.02)

@@ -37,8 +37,15 @@ def at(installation: Installation, path: str = "", *, number: int = 0) -> str:
 
 async def listed(installation: Installation, model: str, *, there: bool) -> None:
     """Waits until clients see a model, or see it no more."""
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         while (model in await installation.models()) is not there:
+            await asyncio.sleep(0.01)
+
+
+async def busy(installation: Installation) -> None:
+    """Waits until the replica has a request."""
+    async with asyncio.timeout(20):
+        while (await installation.ask("GET", at(installation)))[1]["requests"] != 1:
             await asyncio.sleep(0.01)
 
 
@@ -128,7 +135,7 @@ async def test_requests_go_to_the_replica_that_takes_them(two: Installation, wha
         await asyncio.gather(*(two.chat("small", max_tokens=2) for _ in range(4)))
         return {event.replica for event in two.accounting.events} == {"replica-0", "replica-1"}
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await both():
             pass
     _, answer = await two.ask("GET", "/api/replicas")
@@ -140,8 +147,7 @@ async def test_requests_go_to_the_replica_that_takes_them(two: Installation, wha
 async def test_a_paused_only_replica_is_503_and_holds_up_what_runs(one: Installation) -> None:
     """New requests hear when to try again; one that ran is held up, and ends whole after resume."""
     running = asyncio.create_task(one.chat("small", max_tokens=25, ignore_eos=True))
-    await eventually(lambda: len(one.accounting.reservations) == 1)
-    await asyncio.sleep(0.1)
+    await busy(one)
     assert (await one.ask("POST", at(one, "/pause")))[1] == {
         "state": "paused",
         "name": "replica-0",
@@ -166,8 +172,7 @@ async def test_a_paused_only_replica_is_503_and_holds_up_what_runs(one: Installa
 async def test_a_draining_replica_finishes_what_it_has(one: Installation) -> None:
     """The request that runs ends whole; no other one is taken; sleep comes after that, and wake."""
     running = asyncio.create_task(one.chat("small", max_tokens=25, ignore_eos=True))
-    await eventually(lambda: len(one.accounting.reservations) == 1)
-    await asyncio.sleep(0.1)
+    await busy(one)
     status, refused = await one.ask("POST", at(one, "/sleep"))
     assert (status, refused["error"]["code"]) == (400, "failed_precondition")
     assert (await one.ask("POST", at(one, "/drain")))[1]["requests"] == 1
@@ -178,6 +183,6 @@ async def test_a_draining_replica_finishes_what_it_has(one: Installation) -> Non
     assert (await one.ask("POST", at(one, "/sleep")))[1]["state"] == "sleeping"
     assert (await one.ask("POST", at(one, "/resume")))[0] == 400
     assert (await one.ask("POST", at(one, "/wake")))[1]["state"] == "serving"
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         while (await one.chat("small"))[0] != 200:
             await asyncio.sleep(0.02)

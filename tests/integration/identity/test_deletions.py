@@ -46,7 +46,7 @@ async def refused(
 
 async def ends(naru: Installation, *credentials: str) -> None:
     """Waits until none of these is good any more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         for credential in credentials:
             while (await naru.ask("GET", "/v1/models", token=credential)).status != 401:
                 await asyncio.sleep(0.01)

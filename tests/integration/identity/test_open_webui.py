@@ -69,7 +69,7 @@ async def give_front_end_tier(naru: Whole, tier: str) -> None:
     """Gives its key a tier, and waits until the edge has heard."""
     path = f"/api/keys/{api_key.parse(naru.front_end).key_id}"
     assert (await naru.ask("PATCH", path, {"tier": tier}, token=naru.key)).status == 200
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await naru.ask("GET", "/api/auth/me", token=naru.front_end)).body["principal"]["tier"] != tier:
             await asyncio.sleep(0.01)
 
@@ -101,7 +101,7 @@ async def test_a_session_token_is_a_credential(naru: Whole, ann: str) -> None:
     assert (await naru.ask("GET", "/api/users", token=token)).status == 403
     blocked = await naru.ask("PUT", f"/api/users/{user_id}", {**made, "blocked": True}, token=naru.key)
     assert blocked.status == 200, blocked
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while not is_refused(await naru.chat(token)):
             await asyncio.sleep(0.01)
     assert (await naru.ask("GET", "/api/auth/me", token=session_of(naru, "another"))).status == 200
@@ -134,7 +134,7 @@ async def test_a_token_ends_at_the_edge_when_it_expires(naru: Whole, ann: str) -
     ending = create_token({"id": ann}, timedelta(seconds=time.time() - now - 29), now=now)
     assert (await naru.ask("GET", "/v1/models", token=ending)).status == 200
     naru.clock.advance(60)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await naru.ask("GET", "/v1/models", token=ending)).status == 200:
             await asyncio.sleep(0.05)
     assert is_refused(await naru.ask("GET", "/v1/models", token=ending))
@@ -351,7 +351,7 @@ async def test_new_users_can_be_made_to_wait(tmp_path: Path, ann: str) -> None:
         assert made["blocked"]
         allowed = await naru.ask("PUT", f"/api/users/{made['user_id']}", {**made, "blocked": False}, token=naru.key)
         assert allowed.status == 200
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             while (await naru.ask("GET", "/v1/models", token=token)).status != 200:
                 await asyncio.sleep(0.01)
 

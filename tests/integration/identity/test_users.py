@@ -141,7 +141,7 @@ async def test_a_membership_that_changes_is_felt_at_once(naru: Installation) -> 
     await naru.ask("PUT", path, {"role": "workspace_admin"}, token=naru.key)
 
     async def becomes(project: str, **expected: str) -> None:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(20):
             while not expected.items() <= (await me(naru, token, project))["principal"].items():
                 await asyncio.sleep(0.01)
 
@@ -154,7 +154,7 @@ async def test_a_membership_that_changes_is_felt_at_once(naru: Installation) -> 
     await naru.ask("DELETE", path, token=naru.key)
     await becomes(team["workspace_id"], workspace_id=naru.workspace_id)
     await naru.ask("DELETE", f"/api/workspaces/{naru.workspace_id}/members/{user['user_id']}", token=naru.key)
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20):
         while (answer := await naru.ask("GET", "/v1/models", token=token)).status == 200:
             await asyncio.sleep(0.01)
     assert (answer.status, answer.code) == (403, "permission_denied")
@@ -170,7 +170,7 @@ async def test_an_admin_cannot_shut_themselves_out(naru: Installation) -> None:
         answer = await naru.ask("PUT", path, {"email": mine["email"], **change}, token=admin)
         assert (answer.status, answer.code) == (400, "failed_precondition")
     assert (await naru.ask("PUT", path, {"email": mine["email"], "role": "user"}, token=naru.key)).status == 200
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(20):
         while (await me(naru, admin))["principal"]["role"] == "admin":
             await asyncio.sleep(0.01)
 

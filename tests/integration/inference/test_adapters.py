@@ -167,7 +167,7 @@ async def test_an_adapter_in_use_stays_until_its_requests_are_over(tmp_path: Pat
         assert "still used by 1 requests" in message
         assert "small:sql" in await replica.models()
         unloading = asyncio.create_task(replica.unload("sql", wait=5))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while "small:sql" in await replica.models():
                 await asyncio.sleep(0.005)
         await session.send(submit(2, generation(2, model="small:sql", text=text)))
@@ -215,7 +215,7 @@ async def test_a_session_that_opens_hears_that_the_replica_is_held_up(tmp_path: 
         assert frames[0].refused.error.metadata["service"] == "inference"
         assert frames[0].refused.error.HasField("retry_delay")
         await replica.tell("Resume")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             while (await session.read()).load.draining:  # type: ignore[union-attr] # it is open
                 pass
 

@@ -84,7 +84,7 @@ async def text(up: Installation, model: str, **fields: Any) -> str:
 async def load(up: Installation, name: str, path: str) -> tuple[int, Any]:
     """Loads an adapter and waits until it can be asked for."""
     status, answer = await up.ask("POST", f"/api/replicas/{up.addresses[0]}/adapters", {"name": name, "path": path})
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while status == 200 and f"{MODEL}:{name}" not in await up.models():
             await asyncio.sleep(0.01)
     return status, answer
@@ -93,6 +93,13 @@ async def load(up: Installation, name: str, path: str) -> tuple[int, Any]:
 async def tell(up: Installation, what: str) -> tuple[int, Any]:
     """Tells the replica something."""
     return await up.ask("POST", f"/api/replicas/{up.addresses[0]}/{what}")
+
+
+async def busy(up: Installation, requests: int) -> None:
+    """Waits until the replica has so many requests."""
+    async with asyncio.timeout(20):
+        while (await up.ask("GET", f"/api/replicas/{up.addresses[0]}"))[1]["requests"] != requests:
+            await asyncio.sleep(0.01)
 
 
 async def test_adapters_change_what_the_model_says(installation: tuple[Installation, Path]) -> None:
@@ -149,19 +156,17 @@ async def test_what_the_engine_cannot_use_is_refused(
 async def test_pause_holds_up_and_resume_goes_on(installation: tuple[Installation, Path]) -> None:
     """What was held up says what it would have said; one whose client goes away meanwhile is over."""
     up, _ = installation
-    long = {"max_tokens": 40, "ignore_eos": True}
+    long = {"max_tokens": 150, "ignore_eos": True}
     whole = await text(up, MODEL, **long)
     requests = [asyncio.create_task(text(up, MODEL, **long)) for _ in range(2)]
-    await asyncio.sleep(0.3)
+    await busy(up, 2)
     _, paused = await tell(up, "pause")
     assert (paused["state"], paused["requests"]) == ("paused", 2)
     done, _ = await asyncio.wait(requests, timeout=3)
     assert not done
     requests[1].cancel()
     await asyncio.wait([requests[1]])
-    async with asyncio.timeout(10):
-        while (await up.ask("GET", f"/api/replicas/{up.addresses[0]}"))[1]["requests"] != 1:
-            await asyncio.sleep(0.02)
+    await busy(up, 1)
     assert (await tell(up, "resume"))[0] == 200
     assert await requests[0] == whole
 

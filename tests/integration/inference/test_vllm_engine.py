@@ -161,7 +161,7 @@ async def test_cancel_reaches_the_engine(engine: VllmEngine, stream: bool) -> No
     await other[1].cancel()
     cancelled = time.monotonic()
     while engine.unfinished_requests():
-        assert time.monotonic() - cancelled < 1
+        assert time.monotonic() - cancelled < 10  # a busy machine gets more
         await asyncio.sleep(0.01)
     await handle.cancel()
     ends = heard.ends + other[0].ends

@@ -41,8 +41,8 @@ def program(tmp_path: Path, code: str, **fields: float) -> Program:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for at most 10 seconds."""
-    async with asyncio.timeout(10):
+    """Waits for at most 20 seconds."""
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.02)
 

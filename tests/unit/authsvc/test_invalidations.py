@@ -30,7 +30,7 @@ async def store(database: Database) -> KeyStore:
 
 
 async def soon(notices: AsyncGenerator[Notice, None]) -> Notice:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return await anext(notices)
 
 
@@ -90,7 +90,7 @@ async def test_a_numbering_that_went_back_ends_the_watches(store: KeyStore, data
         await connection.execute(sa.update(installation).values(sequence=0))
     polling = asyncio.create_task(feed.run())
     with pytest.raises(NaruError) as failure:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             while True:
                 await anext(notices)
     assert failure.value.reason is Reason.SERVICE_UNAVAILABLE

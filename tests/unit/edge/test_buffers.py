@@ -236,7 +236,7 @@ async def test_shipper_tries_again_and_gives_up() -> None:
     shipper.put(11)
     shipper.put(12)
     running = asyncio.create_task(shipper.run())
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while len(sent) < 2:
             await asyncio.sleep(0.001)
     assert sent == [[10, 11], [12]]

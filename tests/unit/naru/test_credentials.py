@@ -125,8 +125,8 @@ class World:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits for at most 5 seconds."""
-    async with asyncio.timeout(5):
+    """Waits for at most 20 seconds."""
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -153,7 +153,7 @@ async def test_a_refused_key_is_asked_about_once() -> None:
             except NaruError:
                 return False
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not await works():
                 await asyncio.sleep(0.005)
         assert world.peer.calls == 3

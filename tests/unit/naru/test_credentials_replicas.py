@@ -128,7 +128,7 @@ async def world() -> AsyncIterator[World]:
         await until(lambda: cache.watching)
         made = World(cache, replicas, servers, database)
         # Both are connected once both were asked.
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not all(made.asked):
                 await cache.authenticate(KEY)
                 cache._entries.clear()
@@ -146,8 +146,8 @@ async def _watching(cache: CachedAuthenticator) -> AsyncIterator[None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Waits for at most 5 seconds."""
-    async with asyncio.timeout(5):
+    """Waits for at most 20 seconds."""
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
