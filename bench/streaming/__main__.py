@@ -39,19 +39,18 @@ class Plan:
 
 
 def paced(contestant: Contestant, plan: Plan) -> dict[str, float]:
-    """Microseconds of CPU for each token of its processes, of all of them, and of the engine behind; streams that failed."""
-    size = len(contestant.ask(_PACED_TOKENS, stream=True)) / _PACED_TOKENS
+    """Microseconds of CPU for each token: of the process that clients talk to, of those beside it, of the engine."""
     meter = Meter({**contestant.pids, "engine": contestant.engine})
+    before = contestant.generated()
     seen = _load(contestant, _PACED_TOKENS, stream=True, connections=plan.streams, seconds=plan.seconds)
-    # What is read beside the bodies, heads and the lengths of chunks, is a few bytes a token, the same for all.
-    tokens = seen.bytes / (size + _frame(size))
-    taken = {name: seconds / tokens * 1e6 for name, seconds in meter.taken().items()}
-    engine = taken.pop("engine")
+    tokens = contestant.generated() - before
+    front, *beside, engine = (seconds / tokens * 1e6 for seconds in meter.taken().values())
     return {
-        **{f"{name}, µs a token": figure for name, figure in taken.items()},
-        "all, µs a token": sum(taken.values()),
+        "front end, µs a token": front,
+        "services beside it, µs a token": sum(beside),
         "engine, µs a token": engine,
-        "tokens/s": tokens / seen.seconds,
+        # Each stream has one a step, unless somebody is late.
+        "tokens/s, of those due": tokens / seen.seconds / (plan.streams / _PACE),
         "failed": seen.failed,
     }
 
@@ -73,11 +72,6 @@ def saturated(contestant: Contestant, plan: Plan) -> dict[str, float]:
 def _load(contestant: Contestant, tokens: int, *, stream: bool, connections: int, seconds: int) -> Load:
     body = contestant.body(tokens, stream=stream)
     return load(contestant.url + _PATH, contestant.key, body, connections=connections, seconds=seconds)
-
-
-def _frame(size: float) -> int:
-    """Bytes around a chunk: its length in hexadecimal, and two ends of lines."""
-    return len(f"{round(size):x}") + 4
 
 
 def run(plan: Plan, pace: float) -> dict[str, dict[str, list[float]]]:
@@ -107,7 +101,7 @@ def report(title: str, found: dict[str, dict[str, list[float]]]) -> str:
 def _cell(figures: Sequence[float]) -> str:
     if not figures:
         return ""
-    digits = 1 if max(figures) < 100 else 0
+    digits = 2 if max(figures) < 10 else 1 if max(figures) < 100 else 0
     least, middle, most = (
         f"{figure:,.{digits}f}" for figure in (min(figures), statistics.median(figures), max(figures))
     )

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,15 @@ from typing import Any
 from bench.installation import installation
 from naru.testing.redis_server import free_port
 from tests.support.otlp import Receiver
-from tests.support.platform import MODEL
+from tests.support.platform import MODEL, Platform, until
 
 _START_SECONDS = 120
 _STOP_SECONDS = 10
+_LAG_SECONDS = 0.5  # until a router has hung up too
 _SERVICES = ("edge", "authsvc", "accounting", "inference")
 _MOCK_MODEL = "mock"
+_KEY = "sk-bench"
+"""LiteLLM does not start without one; it is compared with this setting alone. The others check none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Contestant:
         url: Without a path.
         pids: Its own processes, by name; the first is the one that clients talk to.
         engine: Process of the engine behind it.
+        generated: How many tokens that engine has generated so far, once it has nothing to do.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Contestant:
     model: str
     pids: Mapping[str, int]
     engine: int
+    generated: Callable[[], float]
 
     def body(self, tokens: int, *, stream: bool) -> dict[str, Any]:
         """A request for an answer of so many tokens."""
@@ -52,14 +57,13 @@ class Contestant:
         # The simulated engine ends an answer by itself; the one that is played never does.
         return asked | ({"ignore_eos": True} if self.model == MODEL else {})
 
-    def ask(self, tokens: int, *, stream: bool) -> bytes:
-        """An answer's body. Raises OSError, or urllib.error.HTTPError."""
+    def ask(self) -> None:
+        """Asks for one token. Raises OSError when there is no answer, or urllib.error.HTTPError."""
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
-        data = json.dumps(self.body(tokens, stream=stream)).encode()
+        data = json.dumps(self.body(1, stream=False)).encode()
         request = urllib.request.Request(f"{self.url}/v1/chat/completions", data, headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
-            read: bytes = answer.read()
-            return read
+            answer.read()
 
 
 @contextmanager
@@ -83,7 +87,13 @@ def naru(pace: float) -> Iterator[Contestant]:
                 model=MODEL,
                 pids={name: pid for name, pid in pids.items() if name != "inference"},
                 engine=pids["inference"],
+                generated=lambda: _metered(running),
             )
+
+
+def _metered(running: Platform) -> float:
+    until(lambda: not running.metric("inference", "naru_inference_generations"), _STOP_SECONDS, "an idle engine")
+    return running.metric("inference", "naru_inference_completion_tokens_total")
 
 
 @contextmanager
@@ -116,13 +126,20 @@ def _each(
         contestant = Contestant(
             name=name,
             url=f"http://127.0.0.1:{port}",
-            key="none",
+            key=_KEY,
             model=_MOCK_MODEL,
             pids={name: process.pid},
             engine=engine,
+            generated=lambda: _written(engine_port),
         )
         _wait_until_it_answers(contestant)
         yield [contestant, *more]
+
+
+def _written(engine_port: int) -> float:
+    time.sleep(_LAG_SECONDS)
+    with urllib.request.urlopen(f"http://127.0.0.1:{engine_port}/written", timeout=10) as answer:
+        return float(answer.read())
 
 
 def _options(name: str, folder: Path, port: int, engine: str) -> list[str]:
@@ -136,7 +153,8 @@ def _options(name: str, folder: Path, port: int, engine: str) -> list[str]:
             entry = {"model": f"openai/{_MOCK_MODEL}", "api_base": f"{engine}/v1", "api_key": "none"}
             config = folder / "litellm.yaml"
             # JSON is YAML too.
-            config.write_text(json.dumps({"model_list": [{"model_name": _MOCK_MODEL, "litellm_params": entry}]}))
+            models = [{"model_name": _MOCK_MODEL, "litellm_params": entry}]
+            config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": _KEY}}))
             return [*where, "--config", str(config), "--num_workers", "1"]
     raise ValueError(f"{name} is not known: there are smg, vllm-router and litellm")
 
@@ -174,7 +192,7 @@ def _wait_until_it_answers(contestant: Contestant) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
-            _ = contestant.ask(1, stream=False)
+            contestant.ask()
         except OSError:  # an HTTPError is one
             if time.monotonic() > deadline:
                 raise

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Callable
+from typing import cast
 
 import uvloop
 
@@ -47,9 +48,10 @@ def _whole(tokens: int) -> bytes:
 
 
 class _Steps:
-    """Gives every stream its next token, all in each step, or each in its own turns."""
+    """Gives every stream its next token, all in each step, or each in its own turns; counts those that were `written`."""
 
     def __init__(self, pace: float) -> None:
+        self.written = 0
         self._pace = pace
         self._streams: set[_Connection] = set()
 
@@ -79,6 +81,7 @@ class _Steps:
 
     def _step(self, connection: _Connection) -> bool:
         if connection.write_token():
+            self.written += 1
             return True
         self._streams.discard(connection)
         return False
@@ -92,8 +95,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's is no subclass of it.
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -118,7 +121,7 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if not head.startswith(b"POST"):
-            self._write_json(_MODELS)
+            self._write_json(b"%d" % self._steps.written if head.startswith(b"GET /written ") else _MODELS)
             return
         asked = json.loads(body)
         tokens = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16)
