@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from edge.accounts import EventRef, HeldReservation, KeptOutcome, OutcomeFate, Reservation
 from edge.generation import (
@@ -72,6 +72,7 @@ class Generation:
         self._pending: Sequence[Event] = ()
         self._accepted: Accepted | None = None
         self._began = False
+        self._finished: Finished | None = None
         self._interrupt: Callable[[], None] = lambda: None
         self.interruption: NaruError | None = None
 
@@ -111,27 +112,34 @@ class Generation:
                 raise unavailable("inference")
             self._refused(first)
 
-    async def deltas(self) -> AsyncIterator[Sequence[Delta]]:
-        """What the engine generates, by step; an empty step stands for silence. Sets the usage at the end.
+    async def forward(self, take: Callable[[Sequence[Delta]], bool]) -> bool:
+        """Hands what the engine generates to `take`, step by step, until all is told or that returns False.
 
-        Raises NaruError when the engine, the replica or the service ends it early.
+        Call it again then, once there is room for more. No deltas stand for silence. `take` is called in whichever turn of the
+        loop something came, so it must not wait. Sets the usage at the end.
+
+        Returns whether all is told.
+
+        Raises NaruError when the engine, the replica or the service ends it early, and what `take` raises.
         """
-        while True:
-            events = self._pending or await self._receive()
-            self._pending = ()
-            if events is None:
-                continue
-            last = events[-1] if events else None
-            finished = last if isinstance(last, Finished) else None
+
+        def hand_on(events: Sequence[Event]) -> bool:
             deltas = [event for event in events if isinstance(event, Delta)]
             if deltas:
                 self._began = True
                 self._note_end(deltas)
-            if deltas or not events:
-                yield deltas
-            if finished is not None:
-                self._finish(finished)
-                return
+            last = events[-1] if events else None
+            if isinstance(last, Finished):
+                self._finished = last
+            more = take(deltas) if deltas or not events else True
+            return more and self._finished is None
+
+        pending, self._pending = self._pending, ()
+        if not pending or hand_on(pending):
+            await self._forward(hand_on)
+        if self._finished is not None:
+            self._finish(self._finished)
+        return self._finished is not None
 
     def keep(self, outcome: bytes | None) -> None:
         """Says that the request was answered completely, and how; None: by more than can be kept.
@@ -157,17 +165,15 @@ class Generation:
         if not self._stream.written:
             self._release()
 
-    async def _receive(self) -> Sequence[Event] | None:
-        """The next events; None when the request began anew elsewhere."""
+    async def _forward(self, hand_on: Callable[[Sequence[Event]], bool]) -> None:
         assert self._stream is not None  # noqa: S101 -- it is accepted
         try:
-            return await self._stream.receive()
+            await self._stream.forward(hand_on)
         except SessionLost:
             if self._began:
                 raise unavailable("inference", "The connection to the model was lost.") from None
-        self._move_on(written=True)
-        await self.open()
-        return None
+            self._move_on(written=True)
+            await self.open()
 
     async def _first_events(self, stream: GenerationStream) -> Sequence[Event]:
         while True:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 from opentelemetry import trace
 
 from edge.accounts import RequestRecord
@@ -130,6 +130,9 @@ class Middleware:
         """Sets the headers that every response has, streams and errors included, just before they are sent."""
         exchange = request.get(EXCHANGE)
         headers = response.headers
+        if request.version < HttpVersion11 and hdrs.CONTENT_LENGTH not in headers:
+            # Its end is the end of the connection, which aiohttp 3.14 announces and then keeps open (`_prepare_headers`).
+            response.force_close()
         headers.update(SECURITY_HEADERS)
         headers.setdefault("Cache-Control", "no-store")
         origin = request.headers.get("Origin")

@@ -63,6 +63,7 @@ class ReplicaSession:
         self._limits = limits or StreamLimits()
         self._tick_interval = tick_interval
         self._ids = count(1)
+        self._turn = _Turn()
         self._outbox: _Outbox | None = None
         self._streams: dict[int, ReplicaStream] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
@@ -96,6 +97,7 @@ class ReplicaSession:
             limits=self._limits,
             watcher=self._watcher,
             end=self._end,
+            soon=self._turn.soon,
             now=self._clock.monotonic(),
         )
         self._unread.add(stream)
@@ -226,6 +228,24 @@ class ReplicaSession:
             if error.reason not in (Reason.SERVICE_UNAVAILABLE, Reason.INTERNAL, Reason.CANCELLED):
                 stream.fail(error)
         stream.lose(self._clock.time())
+
+
+class _Turn:
+    """Calls in the next turn of the loop what was asked for in this one: one call of the loop for all streams of a step."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Calls it, which must not raise."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._run)
+        self._waiting.append(call)
+
+    def _run(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
 
 
 class _Outbox:

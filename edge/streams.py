@@ -49,6 +49,7 @@ class ReplicaStream:
         limits: How patient to be with the reader.
         watcher: Hears of broken and late-refused requests.
         end: Called once, by `close`.
+        soon: Calls something in the next turn of the loop.
     """
 
     __slots__ = (
@@ -63,6 +64,8 @@ class ReplicaStream:
         "_limits",
         "_over",
         "_size",
+        "_soon",
+        "_take",
         "_tokens",
         "_waiter",
         "_waiting_since",
@@ -82,6 +85,7 @@ class ReplicaStream:
         limits: StreamLimits,
         watcher: Watcher,
         end: Callable[[ReplicaStream], None],
+        soon: Callable[[Callable[[], None]], object],
         now: float,
     ) -> None:
         self.stream_id = stream_id
@@ -91,12 +95,14 @@ class ReplicaStream:
         self._limits = limits
         self._watcher = watcher
         self._end = end
+        self._soon = soon
         self._events: list[Event] = []
         self._size = 0
         self._tokens: dict[int, int] = {}
         self._accepted: Accepted | None = None
         self._failure: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[Sequence[Event]], bool] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
         self._waiting_since = self._last_event = now
         self._away_since: float | None = None
         self._over = self._abandoned = False
@@ -110,17 +116,45 @@ class ReplicaStream:
         """All that came since the last call; see `GenerationStream.receive`."""
         self._away_since = None
         if not self._events and self._failure is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._wait()
+        return self._taken()
+
+    async def forward(self, take: Callable[[Sequence[Event]], bool]) -> None:
+        """Hands on what comes; see `GenerationStream.forward`."""
+        events = await self.receive()
+        while take(events):
+            if not self._events and self._failure is None:
+                self._take = take
+                if not await self._wait():
+                    return
+            events = self._taken()
+
+    async def _wait(self) -> bool:
+        """Until there is something to know; False when it was handed on and no more is wanted."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._take = self._waiter = None
+
+    def _taken(self) -> Sequence[Event]:
         events = self._events
         if not events and self._failure is not None:
             raise self._failure
         self._events = []
         self._size = 0
         return events
+
+    def _hand_on(self) -> None:
+        """What came in this turn of the loop goes to whoever forwards it: no task of theirs is woken for it."""
+        waiter = self._waiter
+        if self._take is None or waiter is None or waiter.done() or not self._events:
+            return
+        try:
+            if not self._take(self._taken()):
+                waiter.set_result(False)
+        except Exception as error:  # noqa: BLE001 -- it belongs to whoever forwards
+            waiter.set_exception(error)
 
     def close(self) -> None:
         """Nobody reads it any more: ends the request at the replica if it is not over. Must be called, once or more."""
@@ -146,11 +180,15 @@ class ReplicaStream:
                 self._watcher.refused(self.request)
         if self._abandoned:
             return
-        if not self._events:
-            self._waiting_since = now
+        first = not self._events
         self._events.append(event)
         self._last_event = now
-        if self._size > self._limits.buffer_bytes and self._waiter is None:
+        if first:
+            self._waiting_since = now
+        if self._take is not None:
+            if first:
+                self._soon(self._hand_on)
+        elif self._size > self._limits.buffer_bytes and self._waiter is None:
             self._cut()
         else:
             self._wake()
@@ -202,4 +240,4 @@ class ReplicaStream:
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(True)

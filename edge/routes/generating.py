@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,12 +13,13 @@ from edge import outcomes, sse
 from edge.attempts import Generation, Replayed
 from edge.exchange import EXCHANGE, Exchange
 from edge.gateway import Gateway, check_endpoint
-from edge.generation import Endpoint
+from edge.generation import Delta, Endpoint
 from edge.metrics import EdgeMetrics
 from edge.openai.answers import AnswerOptions, AnswerStream, WholeAnswer
 from edge.openai.requests import OpenAiRequest
 from edge.ports import Call
 from edge.routes.access import Access
+from edge.routes.answer_writer import AnswerWriter
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.interceptors import internal_error
@@ -127,8 +128,8 @@ class GeneratingRoute:
     async def _whole(self, exchange: Exchange, call: Call, parsed: OpenAiRequest) -> web.Response:
         async with self._gateway.generate(call, exchange.progress) as generation:
             answer = self._shape.whole(self._options(exchange, generation, parsed))
-            async for deltas in generation.deltas():
-                answer.add(deltas)
+            while not await generation.forward(_collecting(answer)):
+                pass
             body = answer.render(exchange.progress.usage, _shown_cost(exchange, parsed))
             recording = outcomes.Recording(wanted=call.idempotency is not None)
             recording.add(body)
@@ -149,7 +150,8 @@ class GeneratingRoute:
                 await response.prepare(request)
                 recording = outcomes.Recording(wanted=call.idempotency is not None)
                 answer = render(self._options(exchange, generation, parsed))
-                await self._write_answer(response, exchange, generation, answer, parsed, recording=recording)
+                writer = AnswerWriter(request, exchange, answer, recording, lambda: self._note_first(exchange))
+                await self._write_answer(writer, exchange, generation, answer, parsed)
                 generation.keep(recording.encode(exchange.request_id, _STREAM_HEADERS))
                 # Here it waits no longer for a client that does not read than anything else that is written.
                 await response.write_eof()
@@ -167,33 +169,23 @@ class GeneratingRoute:
 
     async def _write_answer(
         self,
-        response: web.StreamResponse,
+        writer: AnswerWriter,
         exchange: Exchange,
         generation: Generation,
         answer: AnswerStream,
         parsed: OpenAiRequest,
-        *,
-        recording: outcomes.Recording,
     ) -> None:
-        chunk = answer.start()
-        if chunk:
-            recording.add(chunk)
-            exchange.response_bytes += len(chunk)
-            await response.write(chunk)
-        async for deltas in generation.deltas():
-            chunk = answer.render(deltas) if deltas else exchange.dialect.keep_alive
-            if deltas and not exchange.first_byte:
-                exchange.first_byte = self._clock.monotonic() - exchange.started
-                self._metrics.first.labels(exchange.endpoint).observe(exchange.first_byte)
-            if chunk:
-                if deltas:
-                    recording.add(chunk)
-                exchange.response_bytes += len(chunk)
-                await response.write(chunk)
-        chunk = answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + exchange.dialect.last_event
-        recording.add(chunk)
-        exchange.response_bytes += len(chunk)
-        await response.write(chunk)
+        writer.write(answer.start())
+        while not await generation.forward(writer.take):
+            await writer.drain()
+        writer.write(
+            answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + exchange.dialect.last_event
+        )
+        await writer.drain()
+
+    def _note_first(self, exchange: Exchange) -> None:
+        exchange.first_byte = self._clock.monotonic() - exchange.started
+        self._metrics.first.labels(exchange.endpoint).observe(exchange.first_byte)
 
     def _options(self, exchange: Exchange, generation: Generation, parsed: OpenAiRequest) -> AnswerOptions:
         return AnswerOptions(
@@ -208,6 +200,16 @@ class GeneratingRoute:
             tokens_as_ids=parsed.tokens_as_ids,
             repeated=parsed.repeated,
         )
+
+
+def _collecting(answer: WholeAnswer) -> Callable[[Sequence[Delta]], bool]:
+    """Always has room."""
+
+    def take(deltas: Sequence[Delta]) -> bool:
+        answer.add(deltas)
+        return True
+
+    return take
 
 
 def _shown_cost(exchange: Exchange, parsed: OpenAiRequest) -> int | None:

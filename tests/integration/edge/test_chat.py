@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
@@ -151,6 +152,20 @@ async def test_large_input_travels_alone(edge: Harness) -> None:
         assert answer.status == 200
         assert "Paris" in await answer.text()
     assert len(edge.inference.large) == 1
+
+
+async def test_a_client_of_http_1_0(edge: Harness) -> None:
+    """It is told nothing in chunks, which it would not know; the stream ends with the connection."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with (
+        aiohttp.ClientSession(version=aiohttp.HttpVersion10) as old,
+        old.post(f"{edge.url}/v1/chat/completions", json=CHAT | {"stream": True}, headers=headers) as answer,
+    ):
+        assert "Transfer-Encoding" not in answer.headers
+        text = await answer.text()
+    assert text.startswith("data: {")
+    assert text.endswith("\n\ndata: [DONE]\n\n")
+    assert all(line.startswith("data: ") for line in text.split("\n") if line)
 
 
 async def test_silence_is_filled(tmp_path: Path) -> None:

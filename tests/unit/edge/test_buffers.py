@@ -71,6 +71,7 @@ def stream(heard: Heard, **limits: float) -> ReplicaStream:
         limits=StreamLimits(**limits),
         watcher=heard,
         end=heard.end,
+        soon=asyncio.get_running_loop().call_soon,
         now=0.0,  # type: ignore[arg-type] # by name
     )
     opened.on_interrupt(heard.interruptions.append)

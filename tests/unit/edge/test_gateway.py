@@ -19,7 +19,7 @@ from edge.accounts import (
     Reservation,
     ReserveResult,
 )
-from edge.attempts import Replayed
+from edge.attempts import Generation, Replayed
 from edge.gateway import Gateway
 from edge.generation import (
     Accepted,
@@ -69,6 +69,10 @@ class FakeStream:
             self.written = step.written
             raise step
         return [step]
+
+    async def forward(self, take: Callable[[Sequence[Event]], bool]) -> None:
+        while take(await self.receive()):
+            pass
 
     def close(self) -> None:
         self.closed = True
@@ -162,11 +166,23 @@ CALL = Call(
 
 async def run(world: World, **policy: Any) -> tuple[str, Progress]:
     """Runs a request to its end; the text it got."""
-    progress, text = Progress(), ""
+    progress = Progress()
     async with world.gateway(**policy).generate(CALL, progress) as generation:
-        async for deltas in generation.deltas():
-            text += "".join(delta.text for delta in deltas)
+        text = "".join(delta.text for delta in await told(generation))
     return text, progress
+
+
+async def told(generation: Generation) -> list[Delta]:
+    """All that is generated."""
+    deltas: list[Delta] = []
+
+    def take(some: Sequence[Delta]) -> bool:
+        deltas.extend(some)
+        return True
+
+    while not await generation.forward(take):
+        pass
+    return deltas
 
 
 def attempts(world: World) -> list[tuple[str, int, int]]:
@@ -456,7 +472,7 @@ async def test_what_was_answered_is_told_once(outcome: bytes | None, fate: tuple
     for call, expected in ((KEYED, [("event", *fate)]), (CALL, [])):
         world = World([ACCEPTED, DONE])
         async with world.gateway().generate(call, Progress()) as generation:
-            _ = [deltas async for deltas in generation.deltas()]
+            await told(generation)
             generation.keep(outcome)
         assert fates(world) == expected
         assert [reservation.idempotency for reservation in world.reserved] == [call.idempotency]
@@ -478,7 +494,7 @@ async def test_what_was_not_answered_is_told_once(scripts: list[list[Step]], rel
     world = World(*scripts)
     try:
         async with world.gateway().generate(KEYED, Progress()) as generation:
-            _ = [deltas async for deltas in generation.deltas()]
+            await told(generation)
     except NaruError:
         pass
     assert fates(world) == [("event", OutcomeFate.FAILED, b"")]
