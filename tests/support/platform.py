@@ -52,6 +52,8 @@ class Platform:
             "NARU_UP_STATE": str(folder),
             "NARU_INFERENCE_MODEL": str(MODEL_FOLDER),
             "NARU_INFERENCE_SERVED_MODEL_NAME": MODEL,
+            # In bfloat16, the default of some processors, two greedy answers to one prompt may differ.
+            "NARU_INFERENCE_ENGINE_ARGS": '{"dtype": "float32"}',
             **(addresses if two_replicas else {}),
             **environ,
         }
