@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 
 from authsvc import identity_convert as convert
+from authsvc.caller import current_principal
 from authsvc.deletions import Deletions
 from authsvc.invite_management import InviteManager
 from authsvc.sessions import SessionManager
@@ -22,8 +23,6 @@ from naru.api.auth.v1 import (
 )
 from naru.context import current
 from naru.convert import duration_to_proto, principal_to_proto
-from naru.errors import NaruError, Reason
-from naru.identity import Principal
 
 
 class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
@@ -88,7 +87,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
         request: session_service_pb2.WhoAmIRequest,
         context: grpc.aio.ServicerContext[session_service_pb2.WhoAmIRequest, session_service_pb2.WhoAmIResponse],
     ) -> session_service_pb2.WhoAmIResponse:
-        caller = _principal()
+        caller = current_principal()
         user = await self._users.get_user(caller.user_id) if caller.user_id else None
         seats = [] if user is None else await self._users.memberships_of(user.user_id)
         return session_service_pb2.WhoAmIResponse(
@@ -106,7 +105,7 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
     ) -> session_service_pb2.ChangePasswordResponse:
         change = request.change
         await self._manager.change_password(
-            _principal(), change.current_password, change.new_password, current().client_address
+            current_principal(), change.current_password, change.new_password, current().client_address
         )
         return session_service_pb2.ChangePasswordResponse()
 
@@ -142,7 +141,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         context: grpc.aio.ServicerContext[user_service_pb2.CreateUserRequest, user_service_pb2.CreateUserResponse],
     ) -> user_service_pb2.CreateUserResponse:
         made = await self._manager.create(
-            _principal(), convert.user_from_proto(request.user), request.password, request.request_id
+            current_principal(), convert.user_from_proto(request.user), request.password, request.request_id
         )
         return user_service_pb2.CreateUserResponse(user=convert.user_to_proto(made.user), password=made.password)
 
@@ -151,7 +150,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         request: user_service_pb2.GetUserRequest,
         context: grpc.aio.ServicerContext[user_service_pb2.GetUserRequest, user_service_pb2.GetUserResponse],
     ) -> user_service_pb2.GetUserResponse:
-        user = await self._manager.get(_principal(), request.user_id)
+        user = await self._manager.get(current_principal(), request.user_id)
         return user_service_pb2.GetUserResponse(user=convert.user_to_proto(user))
 
     async def ListUsers(
@@ -160,7 +159,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         context: grpc.aio.ServicerContext[user_service_pb2.ListUsersRequest, user_service_pb2.ListUsersResponse],
     ) -> user_service_pb2.ListUsersResponse:
         page = await self._manager.list_page(
-            _principal(),
+            current_principal(),
             page_size=request.page_size,
             page_token=request.page_token,
             workspace_id=request.workspace_id,
@@ -175,7 +174,9 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         request: user_service_pb2.UpdateUserRequest,
         context: grpc.aio.ServicerContext[user_service_pb2.UpdateUserRequest, user_service_pb2.UpdateUserResponse],
     ) -> user_service_pb2.UpdateUserResponse:
-        user = await self._manager.update(_principal(), convert.user_from_proto(request.user), request.request_id)
+        user = await self._manager.update(
+            current_principal(), convert.user_from_proto(request.user), request.request_id
+        )
         return user_service_pb2.UpdateUserResponse(user=convert.user_to_proto(user))
 
     async def ResetPassword(
@@ -186,7 +187,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         ],
     ) -> user_service_pb2.ResetPasswordResponse:
         password = await self._manager.reset_password(
-            _principal(), request.user_id, request.reset.password, request.request_id
+            current_principal(), request.user_id, request.reset.password, request.request_id
         )
         return user_service_pb2.ResetPasswordResponse(password=password)
 
@@ -197,7 +198,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
             user_service_pb2.RevokeSessionsRequest, user_service_pb2.RevokeSessionsResponse
         ],
     ) -> user_service_pb2.RevokeSessionsResponse:
-        ended = await self._manager.revoke_sessions(_principal(), request.user_id, request.request_id)
+        ended = await self._manager.revoke_sessions(current_principal(), request.user_id, request.request_id)
         return user_service_pb2.RevokeSessionsResponse(sessions=ended)
 
     async def CreateInvite(
@@ -206,7 +207,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         context: grpc.aio.ServicerContext[user_service_pb2.CreateInviteRequest, user_service_pb2.CreateInviteResponse],
     ) -> user_service_pb2.CreateInviteResponse:
         invite, code = await self._manager.invite(
-            _principal(), convert.invite_from_proto(request.invite), request.request_id
+            current_principal(), convert.invite_from_proto(request.invite), request.request_id
         )
         return user_service_pb2.CreateInviteResponse(invite=convert.invite_to_proto(invite), code=code)
 
@@ -217,7 +218,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
     ) -> user_service_pb2.ListInvitesResponse:
         filters = convert.invite_filters_from_proto(request)
         page = await self._invites.list_page(
-            _principal(), filters, page_size=request.page_size, page_token=request.page_token
+            current_principal(), filters, page_size=request.page_size, page_token=request.page_token
         )
         return user_service_pb2.ListInvitesResponse(
             invites=map(convert.invite_to_proto, page.items), next_page_token=page.next_page_token
@@ -228,7 +229,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         request: user_service_pb2.RevokeInviteRequest,
         context: grpc.aio.ServicerContext[user_service_pb2.RevokeInviteRequest, user_service_pb2.RevokeInviteResponse],
     ) -> user_service_pb2.RevokeInviteResponse:
-        invite = await self._invites.revoke(_principal(), request.invite_id, request.request_id)
+        invite = await self._invites.revoke(current_principal(), request.invite_id, request.request_id)
         return user_service_pb2.RevokeInviteResponse(invite=convert.invite_to_proto(invite))
 
     async def DeleteUser(
@@ -236,7 +237,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         request: user_service_pb2.DeleteUserRequest,
         context: grpc.aio.ServicerContext[user_service_pb2.DeleteUserRequest, user_service_pb2.DeleteUserResponse],
     ) -> user_service_pb2.DeleteUserResponse:
-        await self._deletions.delete_user(_principal(), request.user_id, request.request_id)
+        await self._deletions.delete_user(current_principal(), request.user_id, request.request_id)
         return user_service_pb2.DeleteUserResponse()
 
     async def BootstrapAdmin(
@@ -271,7 +272,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     ) -> workspace_service_pb2.CreateWorkspaceResponse:
         wish = request.workspace
         workspace = await self._manager.create(
-            _principal(), name=wish.name, tier=wish.tier, request_id=request.request_id
+            current_principal(), name=wish.name, tier=wish.tier, request_id=request.request_id
         )
         return workspace_service_pb2.CreateWorkspaceResponse(workspace=convert.workspace_to_proto(workspace))
 
@@ -282,7 +283,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             workspace_service_pb2.GetWorkspaceRequest, workspace_service_pb2.GetWorkspaceResponse
         ],
     ) -> workspace_service_pb2.GetWorkspaceResponse:
-        workspace = await self._manager.get(_principal(), request.workspace_id)
+        workspace = await self._manager.get(current_principal(), request.workspace_id)
         return workspace_service_pb2.GetWorkspaceResponse(workspace=convert.workspace_to_proto(workspace))
 
     async def ListWorkspaces(
@@ -292,7 +293,9 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             workspace_service_pb2.ListWorkspacesRequest, workspace_service_pb2.ListWorkspacesResponse
         ],
     ) -> workspace_service_pb2.ListWorkspacesResponse:
-        page = await self._manager.list_page(_principal(), page_size=request.page_size, page_token=request.page_token)
+        page = await self._manager.list_page(
+            current_principal(), page_size=request.page_size, page_token=request.page_token
+        )
         return workspace_service_pb2.ListWorkspacesResponse(
             workspaces=map(convert.workspace_to_proto, page.items), next_page_token=page.next_page_token
         )
@@ -328,7 +331,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         ],
     ) -> workspace_service_pb2.ListMembersResponse:
         page = await self._manager.list_members(
-            _principal(), request.workspace_id, page_size=request.page_size, page_token=request.page_token
+            current_principal(), request.workspace_id, page_size=request.page_size, page_token=request.page_token
         )
         return workspace_service_pb2.ListMembersResponse(
             members=map(convert.membership_to_proto, page.items), next_page_token=page.next_page_token
@@ -342,7 +345,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         ],
     ) -> workspace_service_pb2.SetMemberResponse:
         member = await self._manager.set_member(
-            _principal(), convert.membership_from_proto(request.member), request.request_id
+            current_principal(), convert.membership_from_proto(request.member), request.request_id
         )
         return workspace_service_pb2.SetMemberResponse(member=convert.membership_to_proto(member))
 
@@ -353,15 +356,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             workspace_service_pb2.RemoveMemberRequest, workspace_service_pb2.RemoveMemberResponse
         ],
     ) -> workspace_service_pb2.RemoveMemberResponse:
-        await self._manager.remove_member(_principal(), request.workspace_id, request.user_id, request.request_id)
-        return workspace_service_pb2.RemoveMemberResponse()
-
-
-def _principal() -> Principal:
-    """Whoever calls; services are nobody's user."""
-    request = current()
-    if request.caller.principal is None:
-        raise NaruError(
-            Reason.PERMISSION_DENIED, "You are not allowed to make this call.", metadata={"method": request.method}
+        await self._manager.remove_member(
+            current_principal(), request.workspace_id, request.user_id, request.request_id
         )
-    return request.caller.principal
+        return workspace_service_pb2.RemoveMemberResponse()

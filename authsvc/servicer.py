@@ -9,6 +9,7 @@ from contextlib import aclosing
 import grpc
 
 from authsvc import convert
+from authsvc.caller import current_principal
 from authsvc.invalidations import InvalidationFeed
 from authsvc.key_changes import KeyChanger
 from authsvc.key_usage import KeyUsage
@@ -25,8 +26,7 @@ from naru.api.auth.v1 import (
 from naru.clock import Clock
 from naru.context import current
 from naru.convert import error_to_proto
-from naru.errors import NaruError, Reason, invalid_argument
-from naru.identity import Principal
+from naru.errors import NaruError, invalid_argument
 from naru.interceptors import internal_error
 
 _BATCH_MAX = 256
@@ -142,7 +142,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             api_key_service_pb2.CreateApiKeyRequest, api_key_service_pb2.CreateApiKeyResponse
         ],
     ) -> api_key_service_pb2.CreateApiKeyResponse:
-        made = await self._manager.create(_principal(), convert.wish_from_proto(request))
+        made = await self._manager.create(current_principal(), convert.wish_from_proto(request))
         return api_key_service_pb2.CreateApiKeyResponse(api_key=self._shown(made.key), secret_key=made.text)
 
     async def ListApiKeys(
@@ -165,7 +165,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         request: api_key_service_pb2.GetApiKeyRequest,
         context: grpc.aio.ServicerContext[api_key_service_pb2.GetApiKeyRequest, api_key_service_pb2.GetApiKeyResponse],
     ) -> api_key_service_pb2.GetApiKeyResponse:
-        key = await self._changer.get(_principal(), request.key_id)
+        key = await self._changer.get(current_principal(), request.key_id)
         return api_key_service_pb2.GetApiKeyResponse(api_key=self._shown(key))
 
     async def UpdateApiKey(
@@ -176,7 +176,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         ],
     ) -> api_key_service_pb2.UpdateApiKeyResponse:
         update = convert.update_from_proto(request)
-        key = await self._changer.update(_principal(), request.api_key.key_id, update, request.request_id)
+        key = await self._changer.update(current_principal(), request.api_key.key_id, update, request.request_id)
         return api_key_service_pb2.UpdateApiKeyResponse(api_key=self._shown(key))
 
     async def RotateApiKey(
@@ -187,7 +187,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         ],
     ) -> api_key_service_pb2.RotateApiKeyResponse:
         grace = convert.grace_from_proto(request)
-        made = await self._changer.rotate(_principal(), request.key_id, grace, request.request_id)
+        made = await self._changer.rotate(current_principal(), request.key_id, grace, request.request_id)
         return api_key_service_pb2.RotateApiKeyResponse(api_key=self._shown(made.key), secret_key=made.text)
 
     async def BlockApiKey(
@@ -197,7 +197,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             api_key_service_pb2.BlockApiKeyRequest, api_key_service_pb2.BlockApiKeyResponse
         ],
     ) -> api_key_service_pb2.BlockApiKeyResponse:
-        key = await self._changer.block(_principal(), request.key_id, request.request_id)
+        key = await self._changer.block(current_principal(), request.key_id, request.request_id)
         return api_key_service_pb2.BlockApiKeyResponse(api_key=self._shown(key))
 
     async def UnblockApiKey(
@@ -207,7 +207,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             api_key_service_pb2.UnblockApiKeyRequest, api_key_service_pb2.UnblockApiKeyResponse
         ],
     ) -> api_key_service_pb2.UnblockApiKeyResponse:
-        key = await self._changer.unblock(_principal(), request.key_id, request.request_id)
+        key = await self._changer.unblock(current_principal(), request.key_id, request.request_id)
         return api_key_service_pb2.UnblockApiKeyResponse(api_key=self._shown(key))
 
     async def RevokeApiKey(
@@ -217,18 +217,8 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
             api_key_service_pb2.RevokeApiKeyRequest, api_key_service_pb2.RevokeApiKeyResponse
         ],
     ) -> api_key_service_pb2.RevokeApiKeyResponse:
-        key = await self._changer.revoke(_principal(), request.key_id, request.request_id)
+        key = await self._changer.revoke(current_principal(), request.key_id, request.request_id)
         return api_key_service_pb2.RevokeApiKeyResponse(api_key=self._shown(key))
 
     def _shown(self, key: ApiKey) -> api_key_pb2.ApiKey:
         return convert.api_key_to_proto(key, self._clock.time())
-
-
-def _principal() -> Principal:
-    """Whoever calls; services manage no keys."""
-    request = current()
-    if request.caller.principal is None:
-        raise NaruError(
-            Reason.PERMISSION_DENIED, "You are not allowed to make this call.", metadata={"method": request.method}
-        )
-    return request.caller.principal

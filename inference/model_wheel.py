@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +65,25 @@ class ModelWheel:
         return next(iter(sorted(cache.glob(self.pattern))), None)
 
 
-def put_in_place(unfinished: Path, output: Path) -> None:
+@contextmanager
+def in_the_making(output: Path) -> Iterator[Path]:
+    """An empty folder to make a model in, which becomes `output` at the end; it appears whole or not at all.
+
+    Raises:
+        ModelNotReadyError: Something could not be written.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        unfinished.chmod(0o755)
+        yield unfinished
+        _put_in_place(unfinished, output)
+    except OSError as error:
+        raise ModelNotReadyError(f"Could not write the model to {output.parent}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put_in_place(unfinished: Path, output: Path) -> None:
     """Gives a finished folder its name. Raises OSError when that does not work and nobody else has done it."""
     try:
         unfinished.rename(output)

@@ -181,7 +181,6 @@ class GeneratingRoute:
         writer.write(
             answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + exchange.dialect.last_event
         )
-        await writer.drain()
 
     def _note_first(self, exchange: Exchange) -> None:
         exchange.first_byte = self._clock.monotonic() - exchange.started
