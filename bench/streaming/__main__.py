@@ -10,15 +10,14 @@ environment of their own. They check no key, take no reservation and write no le
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cpu import Meter
 from bench.streaming.contestants import Contestant, naru, others
+from bench.streaming.report import Table, markdown
 from bench.streaming.wrk import Load, load
 
 _PATH = "/v1/chat/completions"
@@ -90,24 +89,6 @@ def run(plan: Plan, pace: float) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def report(title: str, found: dict[str, dict[str, list[float]]]) -> str:
-    """A table in Markdown: the median, and the least and most, of every figure."""
-    names = list(dict.fromkeys(name for figures in found.values() for name in figures))
-    rows = [[contestant, *(_cell(figures.get(name, ())) for name in names)] for contestant, figures in found.items()]
-    head = ["", *names]
-    return "\n".join([f"## {title}", "", *(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])])
-
-
-def _cell(figures: Sequence[float]) -> str:
-    if not figures:
-        return ""
-    digits = 2 if max(figures) < 10 else 1 if max(figures) < 100 else 0
-    least, middle, most = (
-        f"{figure:,.{digits}f}" for figure in (min(figures), statistics.median(figures), max(figures))
-    )
-    return middle if least == most else f"{middle} ({least} to {most})"
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,10 +102,10 @@ def main() -> None:
     plan = Plan(given.streams, given.seconds, given.rounds, given.executables, tuple(given.contestants))
     if given.only != "saturated":
         title = f"Paced: {plan.streams} streams of {_PACED_TOKENS} tokens, one in {_PACE * 1e3:.0f} ms each"
-        print(report(title, run(plan, _PACE)), flush=True)
+        print(markdown(Table("paced", title, run(plan, _PACE), ["front end, µs a token"])), flush=True)
     if given.only != "paced":
         title = f"Saturated: {_SATURATING} connections, {_WHOLE_TOKENS} tokens whole, {_STREAMED_TOKENS} streamed"
-        print(report(title, run(plan, 0.0)), flush=True)
+        print(markdown(Table("saturated", title, run(plan, 0.0), ["whole answers/s", "streams/s"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""What was measured, as tables in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Found = Mapping[str, Mapping[str, Sequence[float]]]
+"""The figures of every round by row, which is mostly a contestant, and by what they say, units included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table, and what of it is drawn.
+
+    Attributes:
+        slug: Name of its picture.
+        found: Its rows and columns.
+        drawn: Columns that the picture shows, each in axes of its own.
+        note: Said below it.
+    """
+
+    slug: str
+    title: str
+    found: Found
+    drawn: Sequence[str]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        rounds: In which contestants take turns; figures are medians of them. One before them warms up.
+        seconds: Of each measurement.
+    """
+
+    rounds: int = 5
+    seconds: int = 8
+
+
+def markdown(table: Table) -> str:
+    """The median, and the least and most, of every figure."""
+    names = list(dict.fromkeys(name for figures in table.found.values() for name in figures))
+    rows = [
+        [contestant, *(_cell(figures.get(name, ())) for name in names)] for contestant, figures in table.found.items()
+    ]
+    head = ["", *names]
+    lines = (f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else [])])
+
+
+def _cell(figures: Sequence[float]) -> str:
+    if not figures:
+        return ""
+    digits = 2 if max(figures) < 10 else 1 if max(figures) < 100 else 0
+    least, middle, most = (
+        f"{figure:,.{digits}f}" for figure in (min(figures), statistics.median(figures), max(figures))
+    )
+    return middle if least == most else f"{middle} ({least} to {most})"
