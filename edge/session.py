@@ -249,10 +249,10 @@ class _Turn:
 
 
 class _Outbox:
-    """What waits to be written to one session: cancels before submits, one message at a time."""
+    """What waits to be written to one session, all of it in one message: a message of its own costs more than a request in it."""
 
     def __init__(self) -> None:
-        self._cancels: deque[int] = deque()
+        self._cancels: list[int] = []
         self._submits: deque[ReplicaStream] = deque()
         self._filled = asyncio.Event()
 
@@ -271,15 +271,22 @@ class _Outbox:
     async def messages(self) -> AsyncIterator[pb.GenerateSessionRequest]:
         """What gRPC writes; it asks for the next message when the one before is on its way."""
         while True:
-            if self._cancels:
-                yield pb.GenerateSessionRequest(cancel=pb.Cancel(stream_id=self._cancels.popleft()))
-            elif self._submits:
-                stream = self._submits.popleft()
-                # From here on nobody can tell whether the replica has it.
-                stream.written = True
-                yield pb.GenerateSessionRequest(
-                    submit=pb.Submit(stream_id=stream.stream_id, generation=generation_to_proto(stream.request))
-                )
+            if self._cancels or self._submits:
+                yield self._message()
             else:
                 self._filled.clear()
                 await self._filled.wait()
+
+    def _message(self) -> pb.GenerateSessionRequest:
+        cancels, self._cancels = self._cancels, []
+        submits, size = [], 0
+        # Each input is smaller than this, so that a message is at most twice as large.
+        while self._submits and size < LARGE_INPUT_BYTES:
+            stream = self._submits.popleft()
+            size += len(stream.request.body)
+            # From here on nobody can tell whether the replica has it.
+            stream.written = True
+            submits.append(pb.Submit(stream_id=stream.stream_id, generation=generation_to_proto(stream.request)))
+        return pb.GenerateSessionRequest(
+            submits=submits, cancels=[pb.Cancel(stream_id=stream_id) for stream_id in cancels]
+        )

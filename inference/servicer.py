@@ -21,7 +21,7 @@ from naru.api.inference.v1 import (
     tokenization_pb2,
 )
 from naru.context import RequestContext, current
-from naru.errors import NaruError, invalid_argument, unavailable
+from naru.errors import NaruError, unavailable
 from naru.interceptors import internal_error
 from naru.revoked_requests import RevokedRequests
 from naru.usage import Outcome
@@ -169,13 +169,10 @@ async def _read(
 ) -> None:
     try:
         async for message in requests:
-            match message.WhichOneof("message"):
-                case "submit":
-                    _submit(message.submit, session, context)
-                case "cancel":
-                    session.cancel(message.cancel.stream_id)
-                case _:
-                    raise invalid_argument("message", "One of submit and cancel must be set.")
+            for cancel in message.cancels:
+                session.cancel(cancel.stream_id)
+            for submit in message.submits:
+                _submit(submit, session, context)
     except NaruError as error:
         session.fail(error)
     except Exception as fault:  # noqa: BLE001 -- a session whose requests are not read any more must not stay open

@@ -161,12 +161,12 @@ class _Inference(inference_service_pb2_grpc.InferenceServiceServicer):
         tasks: dict[int, asyncio.Task[None]] = {}
         try:
             async for request in requests:
-                if request.HasField("submit"):
-                    submit = request.submit
+                for cancel in request.cancels:
+                    if cancel.stream_id in tasks:
+                        tasks.pop(cancel.stream_id).cancel()
+                for submit in request.submits:
                     self._fake.submitted.append(submit.generation)
                     tasks[submit.stream_id] = asyncio.create_task(self._run(submit, out))
-                elif request.cancel.stream_id in tasks:
-                    tasks.pop(request.cancel.stream_id).cancel()
         finally:
             for task in tasks.values():
                 task.cancel()

@@ -39,13 +39,13 @@ def generation(number: int = 1, *, reserved: int = 100, **fields: Any) -> genera
 def submit(stream_id: int, of: generation_pb2.Generation) -> inference_service_pb2.GenerateSessionRequest:
     """Begins a stream."""
     return inference_service_pb2.GenerateSessionRequest(
-        submit=inference_service_pb2.Submit(stream_id=stream_id, generation=of)
+        submits=[inference_service_pb2.Submit(stream_id=stream_id, generation=of)]
     )
 
 
 def cancel(stream_id: int) -> inference_service_pb2.GenerateSessionRequest:
     """Ends a stream."""
-    return inference_service_pb2.GenerateSessionRequest(cancel=inference_service_pb2.Cancel(stream_id=stream_id))
+    return inference_service_pb2.GenerateSessionRequest(cancels=[inference_service_pb2.Cancel(stream_id=stream_id)])
 
 
 class EdgeSession:

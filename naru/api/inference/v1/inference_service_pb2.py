@@ -27,7 +27,7 @@ from naru.api.inference.v1 import pooling_pb2 as naru_dot_api_dot_inference_dot_
 from naru.api.inference.v1 import tokenization_pb2 as naru_dot_api_dot_inference_dot_v1_dot_tokenization__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-naru/api/inference/v1/inference_service.proto\x12\x15naru.api.inference.v1\x1a&naru/api/inference/v1/generation.proto\x1a#naru/api/inference/v1/pooling.proto\x1a(naru/api/inference/v1/tokenization.proto\"H\n\x0fGenerateRequest\x12\x35\n\ngeneration\x18\x01 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\xe7\x01\n\x10GenerateResponse\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x02 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x85\x01\n\x16GenerateSessionRequest\x12/\n\x06submit\x18\x01 \x01(\x0b\x32\x1d.naru.api.inference.v1.SubmitH\x00\x12/\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1d.naru.api.inference.v1.CancelH\x00\x42\t\n\x07message\"R\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x35\n\ngeneration\x18\x02 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"r\n\x17GenerateSessionResponse\x12,\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1c.naru.api.inference.v1.Frame\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.naru.api.inference.v1.Load\"\xef\x01\n\x05\x46rame\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Q\n\x04Load\x12\x10\n\x08requests\x18\x01 \x01(\x05\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x17\n\x0fmodels_revision\x18\x03 \x01(\x03\x12\x0c\n\x04\x61way\x18\x04 \x01(\x08\x32\xe1\x04\n\x10InferenceService\x12_\n\x08Generate\x12&.naru.api.inference.v1.GenerateRequest\x1a\'.naru.api.inference.v1.GenerateResponse\"\x00\x30\x01\x12v\n\x0fGenerateSession\x12-.naru.api.inference.v1.GenerateSessionRequest\x1a..naru.api.inference.v1.GenerateSessionResponse\"\x00(\x01\x30\x01\x12T\n\x05\x45mbed\x12#.naru.api.inference.v1.EmbedRequest\x1a$.naru.api.inference.v1.EmbedResponse\"\x00\x12T\n\x05Score\x12#.naru.api.inference.v1.ScoreRequest\x1a$.naru.api.inference.v1.ScoreResponse\"\x00\x12`\n\x08Tokenize\x12&.naru.api.inference.v1.TokenizeRequest\x1a\'.naru.api.inference.v1.TokenizeResponse\"\x03\x90\x02\x01\x12\x66\n\nDetokenize\x12(.naru.api.inference.v1.DetokenizeRequest\x1a).naru.api.inference.v1.DetokenizeResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-naru/api/inference/v1/inference_service.proto\x12\x15naru.api.inference.v1\x1a&naru/api/inference/v1/generation.proto\x1a#naru/api/inference/v1/pooling.proto\x1a(naru/api/inference/v1/tokenization.proto\"H\n\x0fGenerateRequest\x12\x35\n\ngeneration\x18\x01 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\xe7\x01\n\x10GenerateResponse\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x02 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"x\n\x16GenerateSessionRequest\x12.\n\x07submits\x18\x01 \x03(\x0b\x32\x1d.naru.api.inference.v1.Submit\x12.\n\x07\x63\x61ncels\x18\x02 \x03(\x0b\x32\x1d.naru.api.inference.v1.Cancel\"R\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x35\n\ngeneration\x18\x02 \x01(\x0b\x32!.naru.api.inference.v1.Generation\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"r\n\x17GenerateSessionResponse\x12,\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1c.naru.api.inference.v1.Frame\x12)\n\x04load\x18\x02 \x01(\x0b\x32\x1b.naru.api.inference.v1.Load\"\xef\x01\n\x05\x46rame\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x33\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x1f.naru.api.inference.v1.AcceptedH\x00\x12\x31\n\x07refused\x18\x03 \x01(\x0b\x32\x1e.naru.api.inference.v1.RefusedH\x00\x12-\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x1c.naru.api.inference.v1.DeltaH\x00\x12\x33\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x1f.naru.api.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Q\n\x04Load\x12\x10\n\x08requests\x18\x01 \x01(\x05\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x17\n\x0fmodels_revision\x18\x03 \x01(\x03\x12\x0c\n\x04\x61way\x18\x04 \x01(\x08\x32\xe1\x04\n\x10InferenceService\x12_\n\x08Generate\x12&.naru.api.inference.v1.GenerateRequest\x1a\'.naru.api.inference.v1.GenerateResponse\"\x00\x30\x01\x12v\n\x0fGenerateSession\x12-.naru.api.inference.v1.GenerateSessionRequest\x1a..naru.api.inference.v1.GenerateSessionResponse\"\x00(\x01\x30\x01\x12T\n\x05\x45mbed\x12#.naru.api.inference.v1.EmbedRequest\x1a$.naru.api.inference.v1.EmbedResponse\"\x00\x12T\n\x05Score\x12#.naru.api.inference.v1.ScoreRequest\x1a$.naru.api.inference.v1.ScoreResponse\"\x00\x12`\n\x08Tokenize\x12&.naru.api.inference.v1.TokenizeRequest\x1a\'.naru.api.inference.v1.TokenizeResponse\"\x03\x90\x02\x01\x12\x66\n\nDetokenize\x12(.naru.api.inference.v1.DetokenizeRequest\x1a).naru.api.inference.v1.DetokenizeResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,18 +42,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_end=263
   _globals['_GENERATERESPONSE']._serialized_start=266
   _globals['_GENERATERESPONSE']._serialized_end=497
-  _globals['_GENERATESESSIONREQUEST']._serialized_start=500
-  _globals['_GENERATESESSIONREQUEST']._serialized_end=633
-  _globals['_SUBMIT']._serialized_start=635
-  _globals['_SUBMIT']._serialized_end=717
-  _globals['_CANCEL']._serialized_start=719
-  _globals['_CANCEL']._serialized_end=746
-  _globals['_GENERATESESSIONRESPONSE']._serialized_start=748
-  _globals['_GENERATESESSIONRESPONSE']._serialized_end=862
-  _globals['_FRAME']._serialized_start=865
-  _globals['_FRAME']._serialized_end=1104
-  _globals['_LOAD']._serialized_start=1106
-  _globals['_LOAD']._serialized_end=1187
-  _globals['_INFERENCESERVICE']._serialized_start=1190
-  _globals['_INFERENCESERVICE']._serialized_end=1799
+  _globals['_GENERATESESSIONREQUEST']._serialized_start=499
+  _globals['_GENERATESESSIONREQUEST']._serialized_end=619
+  _globals['_SUBMIT']._serialized_start=621
+  _globals['_SUBMIT']._serialized_end=703
+  _globals['_CANCEL']._serialized_start=705
+  _globals['_CANCEL']._serialized_end=732
+  _globals['_GENERATESESSIONRESPONSE']._serialized_start=734
+  _globals['_GENERATESESSIONRESPONSE']._serialized_end=848
+  _globals['_FRAME']._serialized_start=851
+  _globals['_FRAME']._serialized_end=1090
+  _globals['_LOAD']._serialized_start=1092
+  _globals['_LOAD']._serialized_end=1173
+  _globals['_INFERENCESERVICE']._serialized_start=1176
+  _globals['_INFERENCESERVICE']._serialized_end=1785
 # @@protoc_insertion_point(module_scope)

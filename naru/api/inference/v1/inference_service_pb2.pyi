@@ -89,33 +89,31 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class GenerateSessionRequest(_message.Message):
-    """Request of GenerateSession."""
+    """Request of GenerateSession: all that the edge has to say at one time."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SUBMIT_FIELD_NUMBER: _builtins.int
-    CANCEL_FIELD_NUMBER: _builtins.int
+    SUBMITS_FIELD_NUMBER: _builtins.int
+    CANCELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def submit(self) -> Global___Submit:
-        """Begin a stream."""
+    def submits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Submit]:
+        """Streams to begin, in this order."""
 
     @_builtins.property
-    def cancel(self) -> Global___Cancel:
-        """End a stream."""
+    def cancels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cancel]:
+        """Streams to end, of those that began before this message."""
 
     def __init__(
         self,
         *,
-        submit: Global___Submit | None = ...,
-        cancel: Global___Cancel | None = ...,
+        submits: _abc.Iterable[Global___Submit] | None = ...,
+        cancels: _abc.Iterable[Global___Cancel] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "message", b"message", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "message", b"message", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancels", b"cancels", "submits", b"submits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["submit", "cancel"]  # noqa: Y015
-    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateSessionRequest: _TypeAlias = GenerateSessionRequest  # noqa: Y015
 
