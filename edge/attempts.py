@@ -192,6 +192,7 @@ class Generation:
             raise finished.error
         if finished.outcome is not FinishOutcome.COMPLETED:
             raise unavailable("inference", "The model stopped before the answer was complete.")
+        self._quota.finish(self._event)
 
     async def _reserve(self) -> None:
         # Said before asking: a call that was cancelled or lost may have taken capacity all the same.

@@ -51,6 +51,7 @@ from naru.logs import get_logger
 from naru.tracing import current_traceparent
 
 _RESERVE_PATIENCE = 2.0
+_MOST_FINISHED = 4_096
 _TIMEOUT = 5.0
 _HEALTH_TIMEOUT = 1.0
 _QUESTION_TIMEOUT = 30.0
@@ -117,6 +118,7 @@ class QuotaClient:
         self._clock = clock
         self._stub = quota_service_pb2_grpc.QuotaServiceStub(client.channel)
         self._reservations: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserving(), background, most=256)
+        self._finished: list[EventRef] = []
         # Each may be answered with a whole outcome, and a message has an end.
         self._keyed: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserving(), background, most=8)
         # A release older than its lease is of no use.
@@ -154,6 +156,11 @@ class QuotaClient:
         """Gives a reservation back, in the background."""
         self.releases.put(event)
 
+    def finish(self, event: EventRef) -> None:
+        """Says that an attempt has ended, with the next reservations. Lost where accounting is away: the usage says so too."""
+        self._finished.append(event)
+        self._reservations.poke()
+
     def keep(self, kept: KeptOutcome) -> None:
         """Tells what became of a request with an idempotency key, in the background."""
         self.outcomes.put(kept)
@@ -179,9 +186,13 @@ class QuotaClient:
         return partial(self._reserve, Conversation(self._client, self._stub.ReserveSession))
 
     async def _reserve(self, session: _ReserveSession, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:
+        finished, self._finished = self._finished[:_MOST_FINISHED], self._finished[_MOST_FINISHED:]
+        if not reservations and not finished:
+            return ()
         request = quota_service_pb2.ReserveSessionRequest(
             reserve=quota_service_pb2.ReserveRequest(items=[reservation_to_proto(item) for item in reservations]),
             traceparent=current_traceparent(),
+            finished=[event_ref_to_proto(event) for event in finished],
         )
         deadline = self._clock.monotonic() + _RESERVE_PATIENCE
         pause = 0.05

@@ -43,6 +43,9 @@ class Quota(Protocol):
     def release(self, event: EventRef) -> None:
         """Gives back what an attempt reserved; does not wait."""
 
+    def finish(self, event: EventRef) -> None:
+        """Says that an attempt has ended by itself; does not wait. Its place in flight is free before the next `reserve`."""
+
     def keep(self, kept: KeptOutcome) -> None:
         """Tells what became of a request with an idempotency key; does not wait."""
 

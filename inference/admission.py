@@ -146,10 +146,9 @@ class Leases:
         """A request runs from now on."""
         self._running[running.order.key] = running
 
-    def remove(self, key: EventKey) -> None:
-        """A request is over."""
-        if key in self._running:
-            del self._running[key]
+    def remove(self, key: EventKey, *, told: bool) -> None:
+        """A request is over. `told`: its edge says so to accounting, with what it asks next."""
+        if self._running.pop(key, None) is not None and not told:
             self._ended.append(key)
             self._any_ended.set()
 

@@ -307,7 +307,9 @@ class Generation:
         accuracy = self._meter.accuracy(counted=counted)
         if self._handle is not None and accuracy is not Accuracy.EXACT:
             self._handle.abandon()
-        self._tools.leases.remove(self.order.key)
+        # Of what ended in another way, its edge may not hear.
+        told = outcome is Outcome.COMPLETED and self.order.reserved_prompt_tokens is not None
+        self._tools.leases.remove(self.order.key, told=told)
         event = self._event(Evidence.FINAL, accuracy, outcome)
         self._tools.journal.finished(event)
         self._report(event, error)

@@ -10,6 +10,7 @@ from naru.lifecycle import Background
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+_POKE_SECONDS = 0.005
 
 
 class Coalescer(Generic[Item, Answer]):
@@ -35,6 +36,8 @@ class Coalescer(Generic[Item, Answer]):
         self._background = background
         self._most = most
         self._calling = False
+        self._poke: asyncio.TimerHandle | None = None
+        self._due = False
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
 
     async def ask(self, item: Item) -> Answer:
@@ -46,12 +49,24 @@ class Coalescer(Generic[Item, Answer]):
         self._waiting.append((item, future))
         return await future
 
+    def poke(self) -> None:
+        """Makes a call soon, if only of no items: for what goes along with calls. It waits a little for company."""
+        if self._poke is None:
+            self._poke = asyncio.get_running_loop().call_later(_POKE_SECONDS, self._poked)
+
+    def _poked(self) -> None:
+        self._due = True
+        self._flush()
+
     def _flush(self) -> None:
-        while self._waiting and not self._calling:
+        while (self._waiting or self._due) and not self._calling:
             # Whoever went away meanwhile is not asked for.
             batch = [one for one in self._waiting[: self._most] if not one[1].done()]
             del self._waiting[: self._most]
-            if batch:
+            if batch or self._due:
+                if self._poke is not None:
+                    self._poke.cancel()
+                self._poke, self._due = None, False
                 self._calling = True
                 self._background.spawn("coalesced call", self._call(batch)).add_done_callback(self._ended)
 

@@ -171,15 +171,22 @@ class Limiter:
             await self._redis.ping()
 
     async def reserve(
-        self, items: Sequence[tuple[Reservation, Sequence[Limit]]], *, admit_when_lost: bool = False
+        self,
+        items: Sequence[tuple[Reservation, Sequence[Limit]]],
+        *,
+        admit_when_lost: bool = False,
+        finished: Sequence[EventRef] = (),
     ) -> Verdict:
         """Decides about reservations in order, each with the limits that apply to it.
 
-        With `admit_when_lost` it decides by what Redis holds even when that is not all there was.
+        With `admit_when_lost` it decides by what Redis holds even when that is not all there was. Requests that have `finished`
+        give their places back first, as by `finish`.
         """
         table = LimitTable()
         encoded = [encode_reservation(reservation, table.numbers(limits)) for reservation, limits in items]
-        standing, wait, answers = await self._run("reserve", encoded, limits=table.encoded, admit=admit_when_lost)
+        standing, wait, answers = await self._run(
+            "reserve", encoded, limits=table.encoded, admit=admit_when_lost, finished=encode_refs(finished)
+        )
         return Verdict(
             Standing(standing),
             wait / MICROS,
@@ -305,7 +312,7 @@ class Limiter:
         await self._redis.aclose()
 
     async def _run(self, operation: str, items: Sequence[Any], **options: Any) -> Any:
-        if not items and operation not in ("claim", "begin", "recovered"):
+        if not items and not options.get("finished") and operation not in ("claim", "begin", "recovered"):
             return _NOTHING.get(operation, [])
         settings = {**self._options, **options, "periods": self._current_periods()}
         if self.now is not None:

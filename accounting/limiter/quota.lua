@@ -166,8 +166,34 @@ end
 
 local operations = {}
 
+-- Gives places in flight back before what was used is known; everything else stays as it is.
+local function finish(ended)
+  for _, item in ipairs(ended) do
+    local ref = reference(item)
+    local key = PREFIX .. 'r:' .. ref
+    local found = fields(key, 'state', 'held')
+    if found.state == 'open' then
+      local kept = {}
+      for _, entry in ipairs(cjson.decode(found.held)) do
+        if entry.kind then
+          kept[#kept + 1] = entry
+        else
+          leave(place_held(entry), ref)
+        end
+      end
+      call('HSET', key, 'held', cjson.encode(kept), 'ended', 1)
+    end
+  end
+  return #ended
+end
+
+function operations.finish()
+  return finish(items)
+end
+
 -- Answers {"ok" | "lost" | "recovering", microseconds to wait, {an answer per item}}.
 function operations.reserve()
+  finish(options.finished or {})
   local open_at = call('HGET', KEYS[1], 'open_at')
   local standing, wait = 'ok', 0
   if not open_at then
@@ -202,27 +228,6 @@ function operations.release()
     end
   end
   return answers
-end
-
--- Gives places in flight back before what was used is known; everything else stays as it is.
-function operations.finish()
-  for _, item in ipairs(items) do
-    local ref = reference(item)
-    local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held')
-    if found.state == 'open' then
-      local kept = {}
-      for _, entry in ipairs(cjson.decode(found.held)) do
-        if entry.kind then
-          kept[#kept + 1] = entry
-        else
-          leave(place_held(entry), ref)
-        end
-      end
-      call('HSET', key, 'held', cjson.encode(kept), 'ended', 1)
-    end
-  end
-  return #items
 end
 
 -- Answers the end of the lease, or 0 when there is none any more.

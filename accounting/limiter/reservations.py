@@ -88,11 +88,14 @@ class Reservations:
             ("notice", "scope", "kind", "window"),
         )
 
-    async def reserve(self, reservations: Sequence[Reservation]) -> list[Decision]:
-        """Decides about each, in order. Raises NaruError SERVICE_UNAVAILABLE when the limiter cannot be relied on."""
+    async def reserve(self, reservations: Sequence[Reservation], finished: Sequence[EventRef] = ()) -> list[Decision]:
+        """Decides about each, in order, once requests that have `finished` gave their places in flight back.
+
+        Raises NaruError SERVICE_UNAVAILABLE when the limiter cannot be relied on.
+        """
         catalogue, now = self._catalogue.current, round(self._clock.time() * MICROS)
         prepared = [self._prepare(catalogue, reservation, now) for reservation in reservations]
-        taken = iter(await self._take([one for one in prepared if one.refusal is None]))
+        taken = iter(await self._take([one for one in prepared if one.refusal is None], finished))
         decisions = [
             self._decision(one, next(taken)) if one.refusal is None else Decision(one.reservation.ref, one.refusal)
             for one in prepared
@@ -171,10 +174,10 @@ class Reservations:
         enforced = tuple(state for state in taken.limits if not state.limit.shadow)
         return Decision(prepared.reservation.ref, outcome, enforced)
 
-    async def _take(self, prepared: Sequence[_Prepared]) -> Sequence[Taken]:
+    async def _take(self, prepared: Sequence[_Prepared], finished: Sequence[EventRef]) -> Sequence[Taken]:
         items = [(one.reservation, one.limits) for one in prepared]
         try:
-            verdict = await self._limiter.reserve(items, admit_when_lost=self._admit_when_lost)
+            verdict = await self._limiter.reserve(items, admit_when_lost=self._admit_when_lost, finished=finished)
         except NaruError as error:
             if not self._admit_when_lost or error.reason is not Reason.SERVICE_UNAVAILABLE:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 
 from naru.api.accounting.v1 import quota_service_pb2
 from naru.convert import error_to_proto
@@ -18,13 +18,16 @@ class ReserveSessions:
     """Answers the requests of each session one by one, as `reserve` does.
 
     Args:
-        reserve: Answers one.
+        reserve: Answers one, given what has finished.
         tracing: Each request is a span of the trace that its message names.
     """
 
     def __init__(
         self,
-        reserve: Callable[[quota_service_pb2.ReserveRequest], Awaitable[quota_service_pb2.ReserveResponse]],
+        reserve: Callable[
+            [quota_service_pb2.ReserveRequest, Sequence[quota_service_pb2.EventRef]],
+            Awaitable[quota_service_pb2.ReserveResponse],
+        ],
         tracing: Tracing,
     ) -> None:
         self._reserve = reserve
@@ -65,7 +68,9 @@ class ReserveSessions:
     ) -> quota_service_pb2.ReserveSessionResponse:
         span = self._tracing.start_span(_SPAN, message.traceparent) if message.traceparent else None
         try:
-            return quota_service_pb2.ReserveSessionResponse(reserved=await self._reserve(message.reserve))
+            return quota_service_pb2.ReserveSessionResponse(
+                reserved=await self._reserve(message.reserve, message.finished)
+            )
         except NaruError as error:
             return quota_service_pb2.ReserveSessionResponse(error=error_to_proto(error))
         except Exception as cause:  # noqa: BLE001 -- one request's; the log gets the cause, the caller a fixed text

@@ -12,7 +12,7 @@ from accounting.limiter.outcome_convert import outcome_from_proto
 from accounting.limiter.outcomes import Outcomes
 from accounting.limiter.reservations import Reservations
 from accounting.limiter.reserve_sessions import ReserveSessions
-from accounting.quota import Renewal, RunningRequest
+from accounting.quota import EventRef, Renewal, RunningRequest
 from naru.api.accounting.v1 import quota_service_pb2, quota_service_pb2_grpc
 from naru.context import current
 from naru.errors import NaruError
@@ -52,7 +52,7 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         request: quota_service_pb2.ReserveRequest,
         context: grpc.aio.ServicerContext[quota_service_pb2.ReserveRequest, quota_service_pb2.ReserveResponse],
     ) -> quota_service_pb2.ReserveResponse:
-        return await self._reserve(request)
+        return await self._reserve(request, ())
 
     def ReserveSession(
         self,
@@ -63,10 +63,14 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
     ) -> AsyncIterator[quota_service_pb2.ReserveSessionResponse]:
         return self.sessions.serve(request_iterator)
 
-    async def _reserve(self, request: quota_service_pb2.ReserveRequest) -> quota_service_pb2.ReserveResponse:
+    async def _reserve(
+        self, request: quota_service_pb2.ReserveRequest, finished: Sequence[quota_service_pb2.EventRef]
+    ) -> quota_service_pb2.ReserveResponse:
         checks.batch("items", len(request.items), _MAX_RESERVATIONS)
+        ended = _refs("finished", finished)
         read = [convert.reservation_from_proto(item, self._principal_of) for item in request.items]
-        decisions = iter(await self._reservations.reserve([one for one in read if not isinstance(one, NaruError)]))
+        asked = [one for one in read if not isinstance(one, NaruError)]
+        decisions = iter(await self._reservations.reserve(asked, ended))
         results = [
             convert.refused_to_proto(item, one)
             if isinstance(one, NaruError)
@@ -92,9 +96,7 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         request: quota_service_pb2.FinishRequest,
         context: grpc.aio.ServicerContext[quota_service_pb2.FinishRequest, quota_service_pb2.FinishResponse],
     ) -> quota_service_pb2.FinishResponse:
-        checks.batch("items", len(request.items), _MAX_RENEWALS)
-        refs = [convert.ref_from_proto(item) for item in request.items]
-        await self._reservations.finish([ref for ref in refs if ref is not None])
+        await self._reservations.finish(_refs("items", request.items))
         return quota_service_pb2.FinishResponse()
 
     async def Renew(
@@ -136,3 +138,10 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
     ) -> quota_service_pb2.GetLimitsResponse:
         whose = convert.limits_asked_from_proto(request, current())
         return convert.overview_to_proto(await self._reservations.overview(*whose))
+
+
+def _refs(field: str, items: Sequence[quota_service_pb2.EventRef]) -> list[EventRef]:
+    """The attempts that can exist. Raises NaruError INVALID_ARGUMENT when there are too many."""
+    checks.batch(field, len(items), _MAX_RENEWALS)
+    refs = (convert.ref_from_proto(item) for item in items)
+    return [ref for ref in refs if ref is not None]

@@ -89,6 +89,7 @@ class World:
         self.streams: list[FakeStream] = []
         self.reserved: list[Reservation] = []
         self.released: list[EventRef] = []
+        self.finished: list[EventRef] = []
         self.renewed: list[EventRef] = []
         self.restored: list[HeldReservation] = []
         self.forgets = False
@@ -99,6 +100,9 @@ class World:
         self.reserved.append(reservation)
         await asyncio.sleep(0)
         return self.decide(reservation)
+
+    def finish(self, event: EventRef) -> None:
+        self.finished.append(event)
 
     def release(self, event: EventRef) -> None:
         self.released.append(event)

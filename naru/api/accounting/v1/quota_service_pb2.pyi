@@ -214,21 +214,27 @@ class ReserveSessionRequest(_message.Message):
 
     RESERVE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
     traceparent: _builtins.str
     """W3C `traceparent` of the request that asks, or of the first of several; may be empty."""
     @_builtins.property
     def reserve(self) -> Global___ReserveRequest:
         """What is asked."""
 
+    @_builtins.property
+    def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventRef]:
+        """Requests that have ended, as for Finish, before anything is decided. At most 4,096."""
+
     def __init__(
         self,
         *,
         reserve: Global___ReserveRequest | None = ...,
         traceparent: _builtins.str = ...,
+        finished: _abc.Iterable[Global___EventRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reserve", b"reserve"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reserve", b"reserve", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "reserve", b"reserve", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
