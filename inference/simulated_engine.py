@@ -6,6 +6,7 @@ It is deterministic, it says of itself that it is simulated, and it is never cho
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class SimulatedEngineConfig:
 
     Attributes:
         served_name: The name that requests ask for.
-        tokens_per_second: Per choice, however many there are.
+        tokens_per_second: Per choice, however many there are; infinity for a token in each turn of the loop.
         prefill_seconds: From having a slot to the first token.
         slots: Choices that are worked on at the same time; more wait in the order in which they came.
         load_seconds: How long `start` takes.
@@ -137,8 +138,9 @@ class SimulatedEngine:
     def __init__(self, config: SimulatedEngineConfig, logger: Logger) -> None:
         self._config = config
         self._logger = logger
-        self._step_seconds = max(_SHORTEST_STEP, 1 / config.tokens_per_second)
-        self._tokens_per_step = max(1, round(config.tokens_per_second * self._step_seconds))
+        unpaced = math.isinf(config.tokens_per_second)
+        self._step_seconds = 0.0 if unpaced else max(_SHORTEST_STEP, 1 / config.tokens_per_second)
+        self._tokens_per_step = 1 if unpaced else max(1, round(config.tokens_per_second * self._step_seconds))
         self._running: dict[int, Running] = {}
         self._work = asyncio.Event()
         self._stepper: asyncio.Task[None] | None = None
@@ -306,7 +308,7 @@ class SimulatedEngine:
                 await self._control.wait_going()
             # A step that comes late is not made up for: the rate is the most an engine does, not its mean.
             due = max(due + self._step_seconds, loop.time())
-            await asyncio.sleep(due - loop.time())
+            await asyncio.sleep(max(due - loop.time(), 0))
             self._step(loop.time())
             if not self._running:
                 self._work.clear()

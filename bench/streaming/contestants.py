@@ -71,7 +71,7 @@ def naru(pace: float) -> Iterator[Contestant]:
     """Naru: keys, five kinds of limits, ledger with prices and credit, metrics, and one trace of a hundred."""
     with tempfile.TemporaryDirectory(prefix="naru-bench-") as folder, Receiver() as receiver:
         environ = {
-            "NARU_INFERENCE_SIMULATED_TOKENS_PER_SECOND": str(1 / pace if pace else 1_000_000),
+            "NARU_INFERENCE_SIMULATED_TOKENS_PER_SECOND": str(1 / pace if pace else "inf"),
             "NARU_INFERENCE_SIMULATED_PREFILL_SECONDS": "0",
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
