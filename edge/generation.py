@@ -30,8 +30,7 @@ class Endpoint(StrEnum):
     SCORE = "/v1/score"
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
+class GenerationRequest(msgspec.Struct, frozen=True):
     """One attempt of one request, as `naru.api.inference.v1.Generation` documents it.
 
     Attributes:

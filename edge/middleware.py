@@ -89,6 +89,7 @@ class Middleware:
         request_log: RequestLog,
     ) -> None:
         self._policy = policy
+        self._trusts_every_host = "*" in policy.trusted_hosts
         self._clock = clock
         self._metrics = metrics
         self._tracing = tracing
@@ -195,7 +196,7 @@ class Middleware:
 
     def _turned_away(self, request: web.Request, exchange: Exchange) -> web.Response | None:
         """The answer to a request that does not get as far as its handler; None for all others."""
-        if not self._trusts_host(request.headers.get("Host", "")):
+        if not self._trusts_every_host and not self._trusts_host(request.headers.get("Host", "")):
             return to_response(_plain(exchange, 400, "Invalid Host header.", "invalid_host"))
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
             return None
@@ -215,9 +216,7 @@ class Middleware:
         name = host.lower()
         name = name[: name.index("]") + 1] if name.startswith("[") and "]" in name else name.partition(":")[0]
         return any(
-            pattern == "*"
-            or name == pattern.lower()
-            or (pattern.startswith("*.") and name.endswith(pattern[1:].lower()))
+            name == pattern.lower() or (pattern.startswith("*.") and name.endswith(pattern[1:].lower()))
             for pattern in self._policy.trusted_hosts
         )
 

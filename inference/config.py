@@ -116,7 +116,9 @@ class InferenceConfig(ServiceConfig):
         16_777_216,
         "Upstream engine: bytes of an answer that is not streamed, beyond which it is broken off; streams 32 x.",
     )
-    simulated_tokens_per_second: float = setting(50.0, "Simulated engine: tokens per second of each choice; inf: unpaced.")
+    simulated_tokens_per_second: float = setting(
+        50.0, "Simulated engine: tokens per second of each choice; inf: unpaced."
+    )
     simulated_prefill_seconds: float = setting(0.02, "Simulated engine: seconds until a request's first token.")
     simulated_slots: int = setting(1024, "Simulated engine: choices it works on at the same time.")
     simulated_context_tokens: int = setting(8192, "Simulated engine: most tokens of prompt and output together.")

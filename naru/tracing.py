@@ -7,6 +7,7 @@ the `traceparent` that its message carries.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_serv
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _UNTRACED = filters.negate(
@@ -30,6 +32,8 @@ _UNTRACED = filters.negate(
     )
 )
 _PROPAGATOR = TraceContextTextMapPropagator()
+_UNSAMPLED = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-00")
+"""A `traceparent` that says that its trace is not sampled."""
 
 
 class Tracing:
@@ -37,6 +41,7 @@ class Tracing:
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self._provider = provider
+        self._follows_parents = provider is not None and isinstance(provider.sampler, ParentBased)
         self.tracer: trace.Tracer = (provider or trace.NoOpTracerProvider()).get_tracer("naru")
 
     @classmethod
@@ -84,6 +89,11 @@ class Tracing:
         kind: trace.SpanKind = trace.SpanKind.INTERNAL,
     ) -> trace.Span:
         """Starts a span under `traceparent`, or under the current span when that is empty. The caller ends it."""
+        if self._follows_parents and (unsampled := _UNSAMPLED.fullmatch(traceparent)):
+            # What the sampler would decide, without asking it: nearly every request of a busy installation is one of these.
+            return trace.NonRecordingSpan(
+                trace.SpanContext(int(unsampled[1], 16), int(unsampled[2], 16), is_remote=True)
+            )
         parent = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else otel_context.get_current()
         return self.tracer.start_span(name, context=parent, attributes=dict(attributes or {}), kind=kind)
 
@@ -95,9 +105,10 @@ class Tracing:
 
 def traceparent_of(span: trace.Span) -> str:
     """The W3C `traceparent` that continues `span`; empty for a no-op span."""
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
-    return carrier.get("traceparent", "")
+    context = span.get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def current_traceparent() -> str:
