@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process and all that descend from it took so far, those that ended included."""
+def cpu_seconds(pid: int, without: Collection[int] = ()) -> float:
+    """What a process and all that descend from it took so far, those that ended included.
+
+    Not what is in `without` and descends from that; what of it has ended before is counted none the less.
+    """
     parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -22,25 +25,29 @@ def cpu_seconds(pid: int) -> float:
         # Its own, and what those of its children took that it has waited for.
         ticks[one] = sum(map(int, fields[11:15]))
     found = {pid}
-    while more := {one for one, parent in parents.items() if parent in found} - found:
+    while more := {one for one, parent in parents.items() if parent in found} - found - set(without):
         found |= more
     return sum(ticks.get(one, 0) for one in found) / _TICKS
 
 
 class Meter:
-    """What named processes took since it was made."""
+    """What named processes took since it was made, each with what descends from it, but without those that have another name."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         self._pids = pids
-        self._before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+        self._before = self._so_far()
 
     def taken(self) -> dict[str, float]:
         """Seconds of CPU time."""
-        return {name: cpu_seconds(pid) - self._before[name] for name, pid in self._pids.items()}
+        return {name: seconds - self._before[name] for name, seconds in self._so_far().items()}
 
     def report(self, items: int) -> str:
         """Microseconds of CPU time for each item."""
         return each(self.taken(), items)
+
+    def _so_far(self) -> dict[str, float]:
+        named = set(self._pids.values())
+        return {name: cpu_seconds(pid, named - {pid}) for name, pid in self._pids.items()}
 
 
 def each(taken: Mapping[str, float], items: int) -> str:

@@ -13,11 +13,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.installation import installation
+from bench.installation import Installation, installation
 from naru.testing.redis_server import free_port
 from tests.support.otlp import Receiver
 from tests.support.platform import MODEL, Platform, until
@@ -25,7 +25,7 @@ from tests.support.platform import MODEL, Platform, until
 _START_SECONDS = 120
 _STOP_SECONDS = 10
 _LAG_SECONDS = 0.5  # until a router has hung up too
-_SERVICES = ("edge", "authsvc", "accounting", "inference")
+_BESIDE_INFERENCE = ("edge", "authsvc", "accounting")
 _MOCK_MODEL = "mock"
 _KEY = "sk-bench"
 """LiteLLM does not start without one; it is compared with this setting alone. The others check none."""
@@ -40,6 +40,7 @@ class Contestant:
         pids: Its own processes, by name; the first is the one that clients talk to.
         engine: Process of the engine behind it.
         generated: How many tokens that engine has generated so far, once it has nothing to do.
+        databases: Processes of what it keeps its books in, by name.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Contestant:
     pids: Mapping[str, int]
     engine: int
     generated: Callable[[], float]
+    databases: Mapping[str, int] = field(default_factory=dict)
 
     def body(self, tokens: int, *, stream: bool) -> dict[str, Any]:
         """A request for an answer of so many tokens."""
@@ -68,27 +70,41 @@ class Contestant:
 
 @contextmanager
 def naru(pace: float) -> Iterator[Contestant]:
+    """Naru with everything on, on its simulated engine, with so many seconds between the tokens of a stream."""
+    environ = {
+        "NARU_INFERENCE_SIMULATED_TOKENS_PER_SECOND": str(1 / pace if pace else "inf"),
+        "NARU_INFERENCE_SIMULATED_PREFILL_SECONDS": "0",
+    }
+    with everything_on(environ) as installed:
+        yield naru_in(installed, _BESIDE_INFERENCE, engine=installed.naru.service_ids("inference")[0])
+
+
+@contextmanager
+def everything_on(environ: Mapping[str, str]) -> Iterator[Installation]:
     """Naru: keys, five kinds of limits, ledger with prices and credit, metrics, and one trace of a hundred."""
     with tempfile.TemporaryDirectory(prefix="naru-bench-") as folder, Receiver() as receiver:
-        environ = {
-            "NARU_INFERENCE_SIMULATED_TOKENS_PER_SECOND": str(1 / pace if pace else "inf"),
-            "NARU_INFERENCE_SIMULATED_PREFILL_SECONDS": "0",
+        tracing = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
             "OTEL_TRACES_SAMPLER_ARG": "0.01",
         }
-        with installation(Path(folder), environ) as installed:
-            running = installed.naru
-            pids = {service: running.service_ids(service)[0] for service in _SERVICES}
-            yield Contestant(
-                name="Naru",
-                url=running.url,
-                key=running.new_key(description="bench", tier="busy"),
-                model=MODEL,
-                pids={name: pid for name, pid in pids.items() if name != "inference"},
-                engine=pids["inference"],
-                generated=lambda: _metered(running),
-            )
+        with installation(Path(folder), tracing | dict(environ)) as installed:
+            yield installed
+
+
+def naru_in(installed: Installation, services: Sequence[str], *, engine: int) -> Contestant:
+    """The contestant, with those of its services that are not its engine."""
+    running = installed.naru
+    return Contestant(
+        name="Naru",
+        url=running.url,
+        key=running.new_key(description="bench", tier="busy"),
+        model=MODEL,
+        pids={service: running.service_ids(service)[0] for service in services},
+        engine=engine,
+        generated=lambda: _metered(running),
+        databases={"Redis": running.redis_ids()[0], "PostgreSQL": installed.postgres.pid},
+    )
 
 
 def _metered(running: Platform) -> float:

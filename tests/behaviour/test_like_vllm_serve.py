@@ -62,7 +62,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, 
         vllm_serve(folder / "vllm.out", ARGUMENTS) as theirs,
         platform(folder / "state", {"NARU_INFERENCE_ENGINE_ARGS": json.dumps(ENGINE)}) as ours,
     ):
-        yield ours, theirs
+        yield ours, theirs.url
 
 
 def answer(url: str, key: str, kind: Kind) -> tuple[int, Any]:

@@ -10,8 +10,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from naru.testing.redis_server import free_port
@@ -20,26 +21,42 @@ from tests.support.platform import MODEL, MODEL_FOLDER, ROOT
 START_SECONDS = 300
 
 
+@dataclass(frozen=True, slots=True)
+class VllmServe:
+    """One that runs.
+
+    Attributes:
+        url: Without a path.
+        pid: The process that answers, which the engine's descend from.
+    """
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def vllm_serve(output: Path, arguments: Sequence[str]) -> Iterator[str]:
-    """Its address. Raises AssertionError with the end of its output when it does not start."""
+def vllm_serve(
+    output: Path, arguments: Sequence[str], environ: Mapping[str, str] | None = None, model: Path = MODEL_FOLDER
+) -> Iterator[VllmServe]:
+    """Runs one, with `model` under the default model's name. Raises AssertionError with the end of its output when it fails."""
     port = free_port()
     command = [
         sys.executable,
         "-m",
         "tests.support.vllm_serve",
-        *("serve", str(MODEL_FOLDER), "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
+        *("serve", str(model), "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
         *arguments,
     ]
-    environ = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    own = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = os.environ | own | dict(environ or {})
     with (
         output.open("wb") as log,
-        subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True) as process,
+        subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log, start_new_session=True) as process,
     ):
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(f"{url}/health", process, output)
-            yield url
+            yield VllmServe(url, process.pid)
         finally:
             process.send_signal(signal.SIGINT)
             try:
