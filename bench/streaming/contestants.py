@@ -69,14 +69,31 @@ class Contestant:
 
 
 @contextmanager
-def naru(pace: float) -> Iterator[Contestant]:
-    """Naru with everything on, on its simulated engine, with so many seconds between the tokens of a stream."""
-    environ = {
+def naru(pace: float, environ: Mapping[str, str] | None = None) -> Iterator[Contestant]:
+    """Naru, installed as `simulated` says."""
+    with simulated(pace, environ or {}) as installed:
+        yield contestant_of(installed)
+
+
+@contextmanager
+def simulated(pace: float, environ: Mapping[str, str]) -> Iterator[Installation]:
+    """Naru with everything on, on its simulated engine.
+
+    Args:
+        pace: Seconds between the tokens of a stream; 0 for as fast as it goes.
+        environ: Further settings, which win.
+    """
+    own = {
         "NARU_INFERENCE_SIMULATED_TOKENS_PER_SECOND": str(1 / pace if pace else "inf"),
         "NARU_INFERENCE_SIMULATED_PREFILL_SECONDS": "0",
     }
-    with everything_on(environ) as installed:
-        yield naru_in(installed, _BESIDE_INFERENCE, engine=installed.naru.service_ids("inference")[0])
+    with everything_on(own | dict(environ)) as installed:
+        yield installed
+
+
+def contestant_of(installed: Installation) -> Contestant:
+    """An installation on the simulated engine as one of those that are compared."""
+    return naru_in(installed, _BESIDE_INFERENCE, engine=installed.naru.service_ids("inference")[0])
 
 
 @contextmanager
