@@ -18,6 +18,8 @@ default_model := $(state)/models/smollm2-135m-instruct
 embedding_model := $(state)/models/all-minilm-l6-v2
 installed := $(venv)/.installed
 developed := $(venv)/.developed
+benched := $(venv)/.benched
+contestants := .venv-contestants
 
 .DEFAULT_GOAL := help
 
@@ -71,7 +73,15 @@ soak: $(developed) ## Two hundred thousand requests, and whether the services' m
 	$(bin)/python -m bench.soak
 
 .PHONY: bench
-bench: $(developed) ## How much accounting carries on this machine
+bench: wrk $(benched) $(contestants)/.installed $(default_model)/config.json ## What streaming costs, beside other front ends, as pages with pictures in docs/reports/speed (needs wrk)
+	$(bin)/python -m bench.streaming --executables $(contestants)/bin
+
+.PHONY: wrk
+wrk:
+	@command -v wrk >/dev/null || { echo "make bench needs wrk, which puts the load on: apt-get install wrk, or https://github.com/wg/wrk" >&2; exit 1; }
+
+.PHONY: bench-accounting
+bench-accounting: $(developed) ## How much accounting carries on this machine
 	$(bin)/python -m bench.accounting
 
 .PHONY: bench-usage
@@ -161,12 +171,22 @@ $(developed): $(installed)
 	$(bin)/python deploy/install.py dev
 	@touch $@
 
+$(benched): $(developed)
+	$(bin)/python deploy/install.py bench
+	@touch $@
+
+# In an environment of their own: what they need is not what Naru needs.
+$(contestants)/.installed:
+	$(PYTHON) -m venv $(contestants)
+	$(contestants)/bin/pip install --quiet --disable-pip-version-check smg vllm-router 'litellm[proxy]'
+	@touch $@
+
 $(default_model)/config.json: | $(installed)
 	$(bin)/python -m inference.default_model --output $(default_model)
 
 .PHONY: clean
 clean: ## Remove everything that was built, downloaded or recorded here, keys and usage included
-	rm -rf $(venv) .venv-proto $(state) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(venv) .venv-proto $(contestants) $(state) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help
 help: ## Show this

@@ -1,112 +1,80 @@
-"""`python -m bench.streaming`: what each front end costs, contestants in turn, medians of all rounds.
+"""`python -m bench.streaming`: what streaming costs, part by part, on pages of their own with pictures.
 
-Paced: so many streams of 200 tokens, one token per stream and step of 10 ms, which none of them is busy with: CPU time for each
-token that was delivered. Saturated: 32 connections, as fast as it goes, whole answers of 16 tokens and streams of 64.
-
-Needs wrk, and a folder with the commands of those to compare with: `pip install smg vllm-router 'litellm[proxy]'` in an
-environment of their own. They check no key, take no reservation and write no ledger; Naru does.
+Every part also runs alone and prints its tables only, as `python -m bench.streaming.front_ends`. A part that fails is told at the
+end, its page stays as it was, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from contextlib import ExitStack
-from dataclasses import dataclass
+import shutil
+import sys
+import traceback
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from bench.cpu import Meter
-from bench.streaming.contestants import Contestant, naru, others
-from bench.streaming.report import Table, markdown
-from bench.streaming.wrk import Load, load
+from bench.streaming import pages
+from bench.streaming.front_ends import NAMES
+from bench.streaming.report import Effort, markdown
 
-_PATH = "/v1/chat/completions"
-_PACE = 0.01
-_PACED_TOKENS, _STREAMED_TOKENS, _WHOLE_TOKENS = 200, 64, 16
-_SATURATING = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How much of it, and with whom."""
-
-    streams: int
-    seconds: int
-    rounds: int
-    executables: Path | None
-    contestants: tuple[str, ...]
+FOLDER = Path(__file__).parents[2] / "docs/reports/speed"
+PARTS = {
+    "front_ends": "Beside other front ends",
+    "beside_vllm": "Beside vllm serve",
+    "added_latency": "Latency that is added",
+    "growth": "As requests and answers grow",
+    "memory": "Memory",
+    "flames": "Where the time goes",
+}
+"""Modules of this package in the order in which they run, and the headlines of their pages."""
 
 
-def paced(contestant: Contestant, plan: Plan) -> dict[str, float]:
-    """Microseconds of CPU for each token: of the process that clients talk to, of those beside it, of the engine."""
-    meter = Meter({**contestant.pids, "engine": contestant.engine})
-    before = contestant.generated()
-    seen = _load(contestant, _PACED_TOKENS, stream=True, connections=plan.streams, seconds=plan.seconds)
-    tokens = contestant.generated() - before
-    front, *beside, engine = (seconds / tokens * 1e6 for seconds in meter.taken().values())
-    return {
-        "front end, µs a token": front,
-        "services beside it, µs a token": sum(beside),
-        "engine, µs a token": engine,
-        # Each stream has one a step, unless somebody is late.
-        "tokens/s, of those due": tokens / seen.seconds / (plan.streams / _PACE),
-        "failed": seen.failed,
+def main() -> int:
+    """The command; exit code 1 when a part failed, 2 when wrk is not installed."""
+    given = _arguments()
+    if shutil.which("wrk") is None:
+        print("wrk is not installed: it puts the load on. Debian and Ubuntu have it as `wrk`.", file=sys.stderr)
+        return 2
+    effort = Effort(given.rounds, given.seconds)
+    further: dict[str, dict[str, Any]] = {
+        "front_ends": {"executables": given.executables, "names": given.contestants},
+        "flames": {"folder": given.folder},
     }
+    failed = [part for part in given.only if not _measure(part, effort, further.get(part, {}), given.folder)]
+    _ = pages.write_list(given.folder)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def saturated(contestant: Contestant, plan: Plan) -> dict[str, float]:
-    """Whole answers a second and their time, and streams a second."""
-    whole = _load(contestant, _WHOLE_TOKENS, stream=False, connections=_SATURATING, seconds=plan.seconds)
-    stream = _load(contestant, _STREAMED_TOKENS, stream=True, connections=_SATURATING, seconds=plan.seconds)
-    return {
-        "whole answers/s": whole.requests / whole.seconds,
-        "p50, ms": whole.p50 * 1e3,
-        "p99, ms": whole.p99 * 1e3,
-        "streams/s": stream.requests / stream.seconds,
-        "streamed tokens/s": stream.requests * _STREAMED_TOKENS / stream.seconds,
-        "failed": whole.failed + stream.failed,
-    }
+def _measure(part: str, effort: Effort, further: Mapping[str, Any], folder: Path) -> bool:
+    """Measures a part and writes its page; whether that went well."""
+    print(f"== {part}", flush=True)
+    try:
+        # Only what is asked for is imported: some parts need an engine, which takes long to load.
+        module = import_module(f"bench.streaming.{part}")
+        tables = module.measure(effort, **further)
+        how = module.__doc__ or ""
+        page = pages.write(folder, part, title=PARTS[part], how=how, tables=tables, effort=effort)
+    except Exception:  # noqa: BLE001 -- hours of other parts are not to be lost for it
+        traceback.print_exc()
+        return False
+    print(*map(markdown, tables), f"== {page}", sep="\n\n", flush=True)
+    return True
 
 
-def _load(contestant: Contestant, tokens: int, *, stream: bool, connections: int, seconds: int) -> Load:
-    body = contestant.body(tokens, stream=stream)
-    return load(contestant.url + _PATH, contestant.key, body, connections=connections, seconds=seconds)
-
-
-def run(plan: Plan, pace: float) -> dict[str, dict[str, list[float]]]:
-    """Every figure of every round, by contestant."""
-    measure = paced if pace else saturated
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with ExitStack() as stack:
-        contestants = [stack.enter_context(naru(pace))]
-        if plan.executables is not None:
-            contestants += stack.enter_context(others(plan.contestants, plan.executables, pace))
-        for number in range(plan.rounds + 1):
-            for contestant in contestants:
-                for name, figure in measure(contestant, plan).items():
-                    if number:  # the first one warms up
-                        found[contestant.name][name].append(figure)
-    return found
-
-
-def main() -> None:
-    """The command."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=256, help="of the paced part")
-    parser.add_argument("--seconds", type=int, default=10, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=Effort().rounds)
+    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
     parser.add_argument("--executables", type=Path, help="folder of the others' commands; without it Naru is alone")
-    parser.add_argument("--contestants", nargs="*", default=["smg", "vllm-router", "litellm"])
-    parser.add_argument("--only", choices=["paced", "saturated"])
-    given = parser.parse_args()
-    plan = Plan(given.streams, given.seconds, given.rounds, given.executables, tuple(given.contestants))
-    if given.only != "saturated":
-        title = f"Paced: {plan.streams} streams of {_PACED_TOKENS} tokens, one in {_PACE * 1e3:.0f} ms each"
-        print(markdown(Table("paced", title, run(plan, _PACE), ["front end, µs a token"])), flush=True)
-    if given.only != "paced":
-        title = f"Saturated: {_SATURATING} connections, {_WHOLE_TOKENS} tokens whole, {_STREAMED_TOKENS} streamed"
-        print(markdown(Table("saturated", title, run(plan, 0.0), ["whole answers/s", "streams/s"])), flush=True)
+    parser.add_argument("--contestants", nargs="*", default=NAMES)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="for pages and pictures")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -49,14 +49,18 @@ def markdown(table: Table) -> str:
     ]
     head = ["", *names]
     lines = (f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
-    return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else [])])
+    return "\n".join([f"## {table.title}", "", *lines, *(["", table.note] if table.note else [])])
+
+
+def figure_text(figure: float, most: float) -> str:
+    """A figure, as exact as one among figures of which this is the most needs to be."""
+    digits = 2 if most < 10 else 1 if most < 100 else 0
+    return f"{figure:,.{digits}f}"
 
 
 def _cell(figures: Sequence[float]) -> str:
     if not figures:
         return ""
-    digits = 2 if max(figures) < 10 else 1 if max(figures) < 100 else 0
-    least, middle, most = (
-        f"{figure:,.{digits}f}" for figure in (min(figures), statistics.median(figures), max(figures))
-    )
-    return middle if least == most else f"{middle} ({least} to {most})"
+    most = max(figures)
+    least, middle, greatest = (figure_text(figure, most) for figure in (min(figures), statistics.median(figures), most))
+    return middle if least == greatest else f"{middle} ({least} to {greatest})"
