@@ -247,7 +247,7 @@ class UsageClient:
             "request records",
             self._record_requests,
             clock,
-            interval=0.2,
+            interval=0.5,
             most=4_096,
             capacity=10_000,
             max_age=60.0,

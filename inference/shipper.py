@@ -20,7 +20,7 @@ from naru.logs import Logger
 BATCH_LIMIT = 1024
 """Most events of one call."""
 
-_INTERVAL = 0.1
+_INTERVAL = 0.25
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 5.0
 
@@ -47,7 +47,7 @@ class Shipper:
         self._told: EngineReport | None = None
 
     async def run(self) -> None:
-        """Ships what comes: a lone event at once, more of them ten times a second. Runs for ever."""
+        """Ships what comes: a lone event at once, more of them four times a second. Runs for ever."""
         wait = _FIRST_WAIT
         while True:
             await self._journal.wait_unshipped()

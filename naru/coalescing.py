@@ -10,7 +10,7 @@ from naru.lifecycle import Background
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-_POKE_SECONDS = 0.005
+_POKE_SECONDS = 0.02
 
 
 class Coalescer(Generic[Item, Answer]):
