@@ -44,7 +44,6 @@ _EXPOSED_HEADERS = (
         for what in ("Limit", "Remaining", "Reset")
     )
 )
-_log = get_logger(__name__)
 
 
 class RequestLog(Protocol):
@@ -94,6 +93,8 @@ class Middleware:
         self._metrics = metrics
         self._tracing = tracing
         self._request_log = request_log
+        # Bound once: each use of the module's own would look the configuration up again.
+        self._log = get_logger(__name__).bind()
 
     @web.middleware
     async def observe(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -229,7 +230,7 @@ class Middleware:
         self._metrics.requests.labels(exchange.endpoint, exchange.status).inc()
         self._metrics.seconds.labels(exchange.endpoint).observe(duration)
         usage = exchange.progress.usage
-        level = _log.info if exchange.api else _log.debug
+        level = self._log.info if exchange.api else self._log.debug
         level(
             "request",
             request_id=exchange.request_id,

@@ -207,7 +207,8 @@ async def _assemble(
             reservations=reservations,
             turns=turns,
             clock=clock,
-            logger=_log,
+            # Bound once: each binding of the module's own would look the configuration up again.
+            logger=_log.bind(),
             metrics=own_metrics,
             start_span=tracing.start_span,
             internal_error=internal_error,

@@ -30,7 +30,7 @@ from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat,
 from inference.simulated_account import SimulatedAccount
 from inference.simulated_control import SimulatedControl
 from inference.simulated_logprobs import logprob, top_logprobs
-from inference.simulated_text import Answer, answer_up_to_stop, message_text, pieces, text_of, token_id, words
+from inference.simulated_text import Answer, answer_up_to_stop, first_words, message_text, pieces, text_of, token_id
 from naru.errors import unavailable
 from naru.logs import Logger
 
@@ -295,8 +295,7 @@ class SimulatedEngine:
         limit = min(limit, room) if cap is None else min(limit, room, cap)
         natural = limit + 1 if body.get("ignore_eos") else self._config.answer_tokens
         text = message_text(prompt[-1]) if chat else str(prompt)
-        source = words(f"{text}\n{seed}")
-        tokens = tuple(next(source) for _ in range(min(limit, natural)))
+        tokens = first_words(f"{text}\n{seed}", min(limit, natural))
         return answer_up_to_stop(tokens, _stops(body), "stop" if natural <= limit else "length")
 
     async def _step_forever(self) -> None:

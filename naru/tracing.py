@@ -32,8 +32,8 @@ _UNTRACED = filters.negate(
     )
 )
 _PROPAGATOR = TraceContextTextMapPropagator()
-_UNSAMPLED = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-00")
-"""A `traceparent` that says that its trace is not sampled."""
+_UNSAMPLED = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f][02468ace])")
+"""A `traceparent` that says that its trace is not sampled: the last bit of its flags (W3C Trace Context, 3.2.2.5)."""
 
 
 class Tracing:
@@ -91,9 +91,9 @@ class Tracing:
         """Starts a span under `traceparent`, or under the current span when that is empty. The caller ends it."""
         if self._follows_parents and (unsampled := _UNSAMPLED.fullmatch(traceparent)):
             # What the sampler would decide, without asking it: nearly every request of a busy installation is one of these.
-            return trace.NonRecordingSpan(
-                trace.SpanContext(int(unsampled[1], 16), int(unsampled[2], 16), is_remote=True)
-            )
+            trace_id, span_id, flags = (int(field, 16) for field in unsampled.groups())
+            context = trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags))
+            return trace.NonRecordingSpan(context)
         parent = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else otel_context.get_current()
         return self.tracer.start_span(name, context=parent, attributes=dict(attributes or {}), kind=kind)
 
