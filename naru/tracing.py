@@ -93,7 +93,8 @@ class Tracing:
             # What the sampler would decide, without asking it: nearly every request of a busy installation is one of these.
             trace_id, span_id, flags = (int(field, 16) for field in unsampled.groups())
             context = trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags))
-            return trace.NonRecordingSpan(context)
+            if context.is_valid:
+                return trace.NonRecordingSpan(context)
         parent = _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else otel_context.get_current()
         return self.tracer.start_span(name, context=parent, attributes=dict(attributes or {}), kind=kind)
 

@@ -50,6 +50,25 @@ async def test_it_is_answered_as_calls_are(service: Service) -> None:
     session.close()
 
 
+async def test_what_has_ended_makes_room_for_what_is_asked_with_it(service: Service) -> None:
+    """Places in flight are free before anything is decided; of too many nothing is heard, and a message may ask for nothing."""
+    session = service.as_service(ServiceName.EDGE).session()
+    items = [wanted(KEY) for _ in range(6)]
+    full = await ask(session, *items[:5])
+    assert [result.HasField("grant") for result in full.reserved.results] == [True] * 4 + [False]
+    refs = [quota_service_pb2.EventRef(event_id=item.event_id) for item in items]
+    for ended, asked in ((refs[:1], items[5:]), (refs[1:3], [])):
+        reserve = quota_service_pb2.ReserveRequest(items=asked)
+        message = quota_service_pb2.ReserveSessionRequest(reserve=reserve, finished=ended)
+        answer = await session.ask(message, timeout=5)
+        assert [result.HasField("grant") for result in answer.reserved.results] == [True] * len(asked)
+    two_more = await ask(session, *[wanted(KEY) for _ in range(3)])
+    assert [result.HasField("grant") for result in two_more.reserved.results] == [True, True, False]
+    too_many = await session.ask(quota_service_pb2.ReserveSessionRequest(finished=refs[:1] * 4_097), timeout=5)
+    assert dict(too_many.error.metadata) == {"field": "finished"}
+    session.close()
+
+
 async def test_a_stopping_service_ends_idle_sessions_at_once(config: AccountingConfig) -> None:
     """It does not wait for the next request of each; who asks then is told that the service is away."""
     await migrate(config)

@@ -203,6 +203,7 @@ async def test_plain() -> None:
     assert progress.event_id == "event"
     assert attempts(world) == [("a", 0, 10)]
     assert world.released == []
+    assert world.finished == [EventRef("event", 0)]
     assert world.streams[0].closed
 
 
@@ -233,6 +234,8 @@ async def test_another_try(
     assert attempts(world) == expected_attempts
     assert [(reservation.attempt, reservation.revision) for reservation in world.reserved] == reservations
     assert world.released == []
+    # The attempt that ended, not one that may still run.
+    assert world.finished == [EventRef("event", expected_attempts[-1][1])]
 
 
 @pytest.mark.parametrize(

@@ -58,3 +58,24 @@ async def test_one_who_goes_away_does_not_cancel_the_others() -> None:
     failures = await asyncio.gather(coalescer.ask(13), coalescer.ask(14), return_exceptions=True)
     assert [type(failure) for failure in failures] == [NaruError, NaruError]
     await background.close()
+
+
+async def test_a_poke_makes_a_call_unless_one_is_made_anyway() -> None:
+    """What goes along with calls does not wait for long, and needs no call of its own while others are made."""
+    calls: list[list[int]] = []
+
+    async def send(items: Sequence[int]) -> list[int]:
+        calls.append(list(items))
+        return list(items)
+
+    background = Background(lambda *_: None)
+    coalescer = Coalescer(send, background, most=3)
+    coalescer.poke()
+    coalescer.poke()
+    await asyncio.sleep(0.2)
+    assert calls == [[]]
+    coalescer.poke()
+    assert await coalescer.ask(1) == 1
+    await asyncio.sleep(0.2)
+    assert calls == [[], [1]]
+    await background.close()
