@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from bench.streaming.contestants import Contestant, naru
@@ -33,6 +35,7 @@ _RATE = 300
 _GRAPH_LOOKS = 600
 """For each flame graph, however long it takes: a graph of more has more stacks, and gets too large to look at."""
 _NO_SAMPLES = "No stack counts found"
+_TITLE = re.compile(r'(<text id="title"[^>]*>)[^<]*')
 _SETTLE_SECONDS = 1
 _TAIL_SECONDS = 3
 """For which the load goes on beside what is sampled: py-spy takes a while to begin and to write."""
@@ -83,6 +86,7 @@ def _table(spy: str, one: _Load, contestant: Contestant, seconds: int, folder: P
         with _loaded(contestant, one, 2 * seconds + _TAIL_SECONDS):
             rate = min(_RATE, max(_GRAPH_LOOKS // seconds, 1))
             _record(spy, pid, seconds, folder / graph, ["--format", "flamegraph", "--rate", str(rate)])
+            _name(folder / graph, f"{process}: {one.title}")
             samples = _samples(spy, pid, seconds)
         told.append(f"[{process}]({graph}) {samples.total():,}")
         for layer, share in shares(samples).items():
@@ -122,6 +126,11 @@ def _record(spy: str, pid: int, seconds: int, path: Path, form: Sequence[str]) -
     # Of a process that had nothing to do there is a graph which says so.
     if ended.returncode and _NO_SAMPLES not in ended.stderr:
         raise RuntimeError(f"py-spy: {ended.stderr}")
+
+
+def _name(graph: Path, title: str) -> None:
+    """Gives it a title of its own: py-spy's is its command, with where things lie on this machine."""
+    _ = graph.write_text(_TITLE.sub(lambda match: match[1] + escape(title), graph.read_text(), count=1))
 
 
 def _py_spy() -> str:
