@@ -16,6 +16,7 @@ import uvloop
 
 _MODELS = json.dumps({"object": "list", "data": [{"id": "mock", "object": "model", "owned_by": "bench"}]}).encode()
 _COMMON = {"id": "chatcmpl-bench", "created": 1_700_000_000, "model": "mock"}
+_ASKING = b"POST /v1/chat/completions "
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-store\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -123,6 +124,10 @@ class _Connection(asyncio.Protocol):
         if not head.startswith(b"POST"):
             self._write_json(b"%d" % self._steps.written if head.startswith(b"GET /written ") else _MODELS)
             return
+        if not head.startswith(_ASKING):
+            # Such as .../render, which vllm-router asks first and waits a second for.
+            self._write_json(b"{}", b"404 Not Found")
+            return
         asked = json.loads(body)
         tokens = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16)
         if not asked.get("stream"):
@@ -132,9 +137,9 @@ class _Connection(asyncio.Protocol):
             self._left = tokens
             self._steps.add(self)
 
-    def _write_json(self, body: bytes) -> None:
+    def _write_json(self, body: bytes, status: bytes = b"200 OK") -> None:
         if self._transport is not None:
-            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+            head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
             self._transport.write(head + body)
 
 
