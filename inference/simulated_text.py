@@ -79,7 +79,7 @@ def words(seed: str) -> Iterator[tuple[int, str]]:
         space = " "
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def first_words(seed: str, count: int) -> tuple[tuple[int, str], ...]:
     """So many of `words`; benches ask the same again and again, and mean to measure what is around the engine."""
     return tuple(islice(words(seed), count))

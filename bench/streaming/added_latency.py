@@ -6,7 +6,6 @@ those before have ended or not. Times count from when a request was due, so that
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -22,7 +21,7 @@ import uvloop
 from bench.load import percentile
 from bench.streaming.client import Answer, Client, allow_connections, request_of, server_timing
 from bench.streaming.contestants import Contestant, naru
-from bench.streaming.report import Effort, Table, markdown
+from bench.streaming.report import Effort, Table, markdown, options
 from inference.engine import ChoiceOutput, EngineRequest, InputKind
 from inference.simulated_engine import SimulatedEngine, SimulatedEngineConfig
 from naru.lifecycle import rarely_look_for_garbage
@@ -208,9 +207,7 @@ def _tables(found: dict[str, dict[str, dict[str, list[float]]]]) -> list[Table]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
+    parser = options(__doc__)
     parser.add_argument("--rates", type=int, nargs="+", default=list(RATES), help="requests a second")
     given = parser.parse_args()
     for table in measure(Effort(given.rounds, given.seconds), rates=given.rates):

@@ -10,7 +10,6 @@ and of all others, which are the front end.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
@@ -19,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from bench.cpu import Meter
 from bench.streaming.contestants import Contestant
-from bench.streaming.report import Effort, Table, markdown
+from bench.streaming.report import Effort, Table, markdown, options
 from bench.streaming.vllm_contestants import naru_and_vllm_serve
 from bench.streaming.watching import Watched, Watcher
 from bench.streaming.wrk import Load, load
@@ -166,9 +165,7 @@ def _load(contestant: Contestant, tokens: int, *, stream: bool, connections: int
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
+    parser = options(__doc__)
     parser.add_argument("--concurrencies", type=int, nargs="*", default=list(_CONCURRENCIES), help="on the real engine")
     parser.add_argument("--only", choices=["real", "played"])
     given = parser.parse_args()

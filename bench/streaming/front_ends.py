@@ -14,7 +14,6 @@ Needs wrk, and a folder with the others' commands: `pip install smg vllm-router 
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from pathlib import Path
 from bench.streaming.capacity import capacity, search
 from bench.streaming.contestants import Contestant, naru, others
 from bench.streaming.paced import DUE, FAILED, PACE, TOKENS, ask, paced, token_bytes
-from bench.streaming.report import Effort, Table, markdown
+from bench.streaming.report import Effort, Table, markdown, options
 
 NAMES = ("smg", "vllm-router", "litellm")
 STREAMS, FEW_STREAMS = 256, 16
@@ -149,9 +148,7 @@ def _saturated_table(contestants: Sequence[Contestant], effort: Effort) -> Table
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
+    parser = options(__doc__)
     parser.add_argument("--executables", type=Path, help="folder of the others' commands; without it Naru is alone")
     parser.add_argument("--contestants", nargs="*", default=NAMES)
     parser.add_argument("--streams", type=int, default=STREAMS, help="of the paced part")

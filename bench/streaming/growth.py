@@ -6,7 +6,6 @@ machine, which they share with engine and client, could not have theirs ready in
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +14,7 @@ import uvloop
 from bench.streaming import prompts, replicas
 from bench.streaming.client import allow_connections
 from bench.streaming.contestants import Contestant, naru
-from bench.streaming.report import Effort, Table, markdown
+from bench.streaming.report import Effort, Table, markdown, options
 from bench.streaming.steady import STREAM_TOKENS, steady
 
 PACES: Mapping[float, Sequence[int]] = {0.01: (1, 16, 64, 256), 0.05: (256, 1000)}
@@ -71,9 +70,7 @@ def measure(effort: Effort, *, paces: Mapping[float, Sequence[int]] = PACES) -> 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
+    parser = options(__doc__)
     parser.add_argument("--only", choices=["streams", "prompts", "replicas"])
     given = parser.parse_args()
     effort = Effort(given.rounds, given.seconds)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from bench.cpu import Meter
 from bench.load import percentile
 from bench.streaming.client import Answer, Client, request_of
 from bench.streaming.contestants import Contestant, naru
-from bench.streaming.report import Effort, Table, markdown
+from bench.streaming.report import Effort, Table, markdown, options
 from inference.simulated_text import WORDS, pieces
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
@@ -67,9 +66,7 @@ def measure(effort: Effort, *, sizes: Sequence[int] = SIZES) -> list[Table]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
+    parser = options(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="tokens of a prompt")
     given = parser.parse_args()
     for table in measure(Effort(given.rounds, given.seconds), sizes=given.sizes):

@@ -6,7 +6,6 @@ drains the others.
 
 from __future__ import annotations
 
-import argparse
 import time
 import urllib.request
 from collections import defaultdict
@@ -19,7 +18,7 @@ import uvloop
 from bench.installation import Installation
 from bench.streaming.client import allow_connections
 from bench.streaming.contestants import Contestant, contestant_of, simulated
-from bench.streaming.report import Effort, Table, markdown
+from bench.streaming.report import Effort, Table, markdown, options
 from bench.streaming.steady import STREAM_TOKENS, steady
 from naru.testing.redis_server import free_ports
 from tests.support.platform import Platform, until
@@ -136,9 +135,7 @@ def _measure_count(
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
+    parser = options(__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), help="replicas")
     parser.add_argument("--streams", type=int, default=STREAMS)
     given = parser.parse_args()

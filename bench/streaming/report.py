@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,14 @@ class Effort:
 
     rounds: int = 5
     seconds: int = 8
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options of a part that runs alone: `--rounds` and `--seconds`, as in `Effort`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=Effort().rounds)
+    parser.add_argument("--seconds", type=int, default=Effort().seconds, help="of each measurement")
+    return parser
 
 
 def markdown(table: Table) -> str:
