@@ -233,3 +233,12 @@ def per_step_hook_available(engine: Any) -> bool:
     missing = _misshapen(engine, "AsyncLLM", HOOK)
     missing += _misshapen(processor, "InputProcessor", {"assign_request_id": ("request",)})
     return not missing
+
+
+def renders_inline(renderer: Any) -> bool:
+    """Whether an engine's renderer can work without leaving the event loop, by methods that `OnlineRenderer` does not use."""
+    methods = {
+        "render_chat": ("conversations", "chat_params", "tok_params", "prompt_extras", "skip_mm_cache"),
+        "render_cmpl": ("prompts", "tok_params", "prompt_extras", "skip_mm_cache"),
+    }
+    return not _misshapen(renderer, "BaseRenderer", methods)

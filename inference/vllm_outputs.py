@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from traceback import extract_tb
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from inference.engine import ChoiceOutput, PromptOutput, Sink, TokenCandidate, TokenLogprob
 from inference.engine_count import RequestCount
@@ -17,8 +20,7 @@ _LEAST_LOGPROB = -9999.0
 """What `vllm serve` says for minus infinity, which JSON cannot."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputOptions:
+class OutputOptions(msgspec.Struct, frozen=True):
     """What of an output was asked for.
 
     Attributes:

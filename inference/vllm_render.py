@@ -6,15 +6,18 @@ import asyncio
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from inference.engine import EngineRequest, PreparedRequest
 from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, not_supported, read_body, too_long
 from inference.parser_families import ParserNames
-from inference.vllm_compat import Vllm
+from inference.vllm_compat import Vllm, renders_inline
 from inference.vllm_errors import from_response, to_naru_error
+from inference.vllm_inline_renderer import InlineRenderer, is_short
 from inference.vllm_outputs import OutputOptions, Reading
 from inference.vllm_parsers import Parsers
 from inference.vllm_unsupported import refuse_unsupported, refuse_what_the_model_lacks
@@ -95,22 +98,10 @@ class VllmRenderer:
         self._most_tokens = self._operator_limit()
         self._tokenizer = engine.renderer.tokenizer
         self._chat_template = str(getattr(self._tokenizer, "chat_template", None) or "")
-        try:
-            self._renderer = vllm.OnlineRenderer(
-                engine.model_config,
-                engine.renderer,
-                request_logger=None,
-                chat_template=None,
-                chat_template_content_format="auto",
-                enable_auto_tools=bool(parsers.tool_calls),
-                tool_parser=parsers.tool_calls or None,
-                reasoning_parser=parsers.reasoning or None,
-            )
-        except TypeError as error:
-            raise ValueError(
-                "NARU_INFERENCE_TOOL_CALL_PARSER and NARU_INFERENCE_REASONING_PARSER must name parsers of vLLM that fit "
-                f"the model, or be none: {error}"
-            ) from error
+        self._renderer = _online_renderer(vllm, engine, engine.renderer, parsers)
+        self._inline = self._renderer
+        if renders_inline(engine.renderer):
+            self._inline = _online_renderer(vllm, engine, InlineRenderer(engine.renderer), parsers)
         self._parsers = Parsers(vllm, self._renderer, self._tokenizer, engine.model_config)
         self._grammar_backend: str | None = None
 
@@ -149,7 +140,8 @@ class VllmRenderer:
         chat = is_chat(request)
         refuse_what_the_model_lacks(body, callable_tools=self._parsers.tool_calls, chat_template=self._chat_template)
         typed = await self._off_loop_if_long(request, partial(self._typed, request, body))
-        conversation, prompts = await self._render(typed, body, chat)
+        renderer = self._inline if is_short(request, body) else self._renderer
+        conversation, prompts = await self._render(renderer, typed, body, chat)
         options = _output_options(body, chat, stream=request.stream)
         echo = _chat_echo(typed, conversation) if chat else None
         choices: list[EngineChoice] = []
@@ -240,12 +232,11 @@ class VllmRenderer:
         kind = self._vllm.ChatCompletionRequest if is_chat(request) else self._vllm.CompletionRequest
         return kind.model_validate(fields)
 
-    async def _render(self, typed: Any, body: Mapping[str, Any], chat: bool) -> tuple[list[Any], list[Any]]:
+    async def _render(
+        self, renderer: Any, typed: Any, body: Mapping[str, Any], chat: bool
+    ) -> tuple[list[Any], list[Any]]:
         """The conversation as the model is told it (none for a completion), and the prompts."""
-        if chat:
-            rendered = await self._renderer.render_chat(typed)
-        else:
-            rendered = await self._renderer.render_completion(typed)
+        rendered = await (renderer.render_chat(typed) if chat else renderer.render_completion(typed))
         if isinstance(rendered, self._vllm.ErrorResponse):
             raise from_response(rendered, body)
         return (list(rendered[0]), list(rendered[1])) if chat else ([], list(rendered))
@@ -311,6 +302,25 @@ def make_renderer(
             raise
         logger.warning("vllm_parsers_do_not_fit", problem=str(error), effect="tools cannot be called")
         return VllmRenderer(vllm, engine, supported_tasks, ParserNames(), lora_request)
+
+
+def _online_renderer(vllm: Vllm, engine: Any, renderer: Any, parsers: ParserNames) -> Any:
+    try:
+        return vllm.OnlineRenderer(
+            engine.model_config,
+            renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+            enable_auto_tools=bool(parsers.tool_calls),
+            tool_parser=parsers.tool_calls or None,
+            reasoning_parser=parsers.reasoning or None,
+        )
+    except TypeError as error:
+        raise ValueError(
+            "NARU_INFERENCE_TOOL_CALL_PARSER and NARU_INFERENCE_REASONING_PARSER must name parsers of vLLM that fit "
+            f"the model, or be none: {error}"
+        ) from error
 
 
 def _fan_out(first: int, count: int, prompt: Any, core_request: Any) -> list[EngineChoice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling
 from inference.engine_count import EngineCount
-from inference.vllm_compat import load, per_step_hook_available
+from inference.vllm_compat import load, per_step_hook_available, renders_inline
 from inference.vllm_engine import VllmEngine
 from inference.vllm_outputs import Outputs
 from inference.vllm_render import EnginePayload
@@ -349,3 +350,36 @@ async def test_without_the_hook_it_works_the_same(engine: VllmEngine) -> None:
 async def test_the_hook_is_there(engine: VllmEngine) -> None:
     """The installed vLLM still has what outputs per step need; without it streams cost a task per request."""
     assert per_step_hook_available(engine._engine)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chat(),
+        chat(tools=[{"type": "function", "function": {"name": "ask", "parameters": {"type": "object"}}}]),
+        completion(prompt="Ferries"),
+        completion(prompt=["Ferries", "Boats"]),
+    ],
+    ids=["chat", "tools", "text", "prompts"],
+)
+async def test_short_requests_are_rendered_as_long_ones_are(engine: VllmEngine, request_: EngineRequest) -> None:
+    """At once or in threads: what the engine is given is the same."""
+    long = replace(request_, openai_json=request_.openai_json + b" " * 4_096)
+    assert await given_to_engine(engine, request_) == await given_to_engine(engine, long)
+
+
+async def test_a_short_request_is_refused_as_a_long_one_is(engine: VllmEngine) -> None:
+    wrong = chat(truncate_prompt_tokens=-7)
+    long = replace(wrong, openai_json=wrong.openai_json + b" " * 4_096)
+    assert (await refusal(engine, wrong)).message == (await refusal(engine, long)).message
+
+
+async def test_short_requests_can_be_rendered_at_once(engine: VllmEngine) -> None:
+    """The installed vLLM still has what that needs; without it each takes two ways to a thread and back."""
+    assert renders_inline(engine._engine.renderer)
+
+
+async def given_to_engine(engine: VllmEngine, request: EngineRequest) -> list[tuple[object, Mapping[str, Any]]]:
+    payload = (await engine.prepare(request)).payload
+    assert isinstance(payload, EnginePayload)
+    return [(one.core_request.prompt_token_ids, dict(one.prompt) | {"arrival_time": 0}) for one in payload.choices]

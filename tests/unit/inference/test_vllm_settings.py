@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inference.vllm_compat import mismatches, per_step_hook_available
+from inference.vllm_compat import mismatches, per_step_hook_available, renders_inline
 from inference.vllm_settings import VllmEngineConfig, cpu_environment, engine_arguments, environment
 
 
@@ -102,3 +102,22 @@ def test_a_missing_hook_is_noticed() -> None:
     assert per_step_hook_available(Engine())
     assert not per_step_hook_available(Changed())
     assert not per_step_hook_available(object())
+
+
+def test_a_renderer_without_the_inline_way_is_noticed() -> None:
+    class Renderer:
+        def render_chat(
+            self, conversations: Any, chat_params: Any, tok_params: Any, prompt_extras: Any, skip_mm_cache: Any
+        ) -> None:
+            """As expected."""
+
+        def render_cmpl(self, prompts: Any, tok_params: Any, prompt_extras: Any, skip_mm_cache: Any) -> None:
+            """As expected."""
+
+    class Changed(Renderer):
+        def render_cmpl(self, prompts: Any) -> None:  # type: ignore[override] -- as a release might
+            """Takes less."""
+
+    assert renders_inline(Renderer())
+    assert not renders_inline(Changed())
+    assert not renders_inline(object())
