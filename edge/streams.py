@@ -161,6 +161,8 @@ class ReplicaStream:
         if not self._abandoned:
             self._abandoned = True
             self._events = []
+            # Whoever it belongs to holds the stream too: a ring that only the garbage collector would find.
+            self._interrupted = None
             self._end(self)
 
     def put(self, event: Event, now: float) -> None:
@@ -232,11 +234,12 @@ class ReplicaStream:
 
     def _cut(self) -> None:
         error = NaruError(Reason.CANCELLED, "The answer was not read fast enough, so the request was cancelled.")
+        interrupted = self._interrupted
         self.close()
         self._failure = error
         self._wake()
-        if self._interrupted is not None:
-            self._interrupted(error)
+        if interrupted is not None:
+            interrupted(error)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -212,6 +212,7 @@ class Generation:
             raise
         self._accept()
         if self._phase is Phase.OVER:
+            self._handle = None
             handle.abandon()
             self._spawn(self._abort(handle))
 
@@ -239,10 +240,11 @@ class Generation:
             return
         gained = self._meter.take(output)
         if output.error is not None:
+            handle = self._handle
             self._finish(Outcome.FAILED, self._engine_error(output.error), counted=False)
-            if self._handle is not None:
+            if handle is not None:
                 # An engine that only could not read the model's answer would go on generating it.
-                self._spawn(self._abort(self._handle))
+                self._spawn(self._abort(handle))
             return
         if not self._heard_output:
             self._heard_output = True
@@ -327,6 +329,8 @@ class Generation:
 
     def _leave(self) -> None:
         self._span.end()
+        # It knows whom to tell, and so holds all of this: a ring that only the garbage collector would find.
+        self._handle = None
         self._on_over(self)
 
     def _disarm(self) -> None:
