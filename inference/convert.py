@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from inference.engine import (
     ChoiceOutput,

@@ -1,10 +1,12 @@
-"""What goes into a generation and what comes out of it, free of transport."""
+"""What goes into a generation and what comes out of it, free of transport. Made of structs, as `inference.engine` says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from inference.engine import ChoiceOutput, EngineCounters, EngineRequest
 from naru.errors import NaruError
@@ -22,8 +24,7 @@ class EventKey(NamedTuple):
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class UsageEvent:
+class UsageEvent(msgspec.Struct, frozen=True):
     """What one attempt used, as `naru.api.accounting.v1.UsageEvent` documents it. Times are seconds since the epoch."""
 
     event_id: str
@@ -58,8 +59,7 @@ class EngineReport:
     closed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationOrder:
+class GenerationOrder(msgspec.Struct, frozen=True):
     """One request, converted and attributed.
 
     Attributes:
@@ -90,8 +90,7 @@ class GenerationOrder:
         return EventKey(self.event_id, self.attempt)
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """The engine has the request; `accept_time` is in seconds since the epoch."""
 
     event_id: str
@@ -102,16 +101,14 @@ class Accepted:
     accept_time: float
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The request was not taken. `prompt_tokens` is set when more than was reserved is needed: exactly these."""
 
     error: NaruError
     prompt_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """The last event of a request that was accepted."""
 
     outcome: Outcome

@@ -221,7 +221,6 @@ class Generation:
             return
         self._phase = Phase.RUNNING
         self._tools.leases.add(self._running_request(self._meter.choices))
-        self._log.info("generation accepted", model=self._served_model, prompt_tokens=self._meter.prompt_tokens)
         self._tell(
             Accepted(
                 event_id=self.order.event_id,
@@ -232,6 +231,7 @@ class Generation:
                 accept_time=self._accept_time,
             )
         )
+        self._log.info("generation accepted", model=self._served_model, prompt_tokens=self._meter.prompt_tokens)
 
     def _on_output(self, output: ChoiceOutput) -> None:
         """Hears the engine, which may begin to speak before it has returned from `submit`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -36,6 +38,9 @@ _OUTCOMES = {
 }
 _OUTCOMES_BACK = {value: outcome for outcome, value in _OUTCOMES.items()}
 
+# Callers that are remembered, by what they are on the wire.
+_PRINCIPALS = 4_096
+
 
 def role_to_proto(role: Role) -> principal_pb2.Role.ValueType:
     """The role on the wire."""
@@ -57,8 +62,9 @@ def scopes_from_proto(message: principal_pb2.Scopes) -> Scopes:
     return Scopes(tuple(message.models), tuple(message.endpoints), tuple(message.source_cidrs))
 
 
+@lru_cache(_PRINCIPALS)
 def principal_to_proto(principal: Principal) -> principal_pb2.Principal:
-    """The principal on the wire."""
+    """The principal on the wire; do not change it: the same callers come again and again, and are given the same message."""
     return principal_pb2.Principal(
         key_id=principal.key_id,
         user_id=principal.user_id,
@@ -72,6 +78,12 @@ def principal_to_proto(principal: Principal) -> principal_pb2.Principal:
 
 def principal_from_proto(message: principal_pb2.Principal) -> Principal:
     """The principal."""
+    return _principal_from_bytes(message.SerializeToString())
+
+
+@lru_cache(_PRINCIPALS)
+def _principal_from_bytes(serialised: bytes) -> Principal:
+    message = principal_pb2.Principal.FromString(serialised)
     return Principal(
         workspace_id=message.workspace_id,
         role=role_from_proto(message.role),
@@ -79,8 +91,7 @@ def principal_from_proto(message: principal_pb2.Principal) -> Principal:
         key_id=message.key_id,
         user_id=message.user_id,
         service_account=message.service_account,
-        # Most have none, and reading three empty lists takes longer than all the rest.
-        scopes=scopes_from_proto(message.scopes) if message.HasField("scopes") else Scopes(),
+        scopes=scopes_from_proto(message.scopes),
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -30,7 +28,6 @@ from accounting.quota import (
     Work,
 )
 from naru.api.accounting.v1 import limit_pb2, quota_service_pb2, usage_event_pb2
-from naru.api.common.v1 import principal_pb2
 from naru.context import RequestContext
 from naru.convert import (
     duration_to_proto,
@@ -43,27 +40,15 @@ from naru.identity import Principal
 _MICROS = 1_000_000
 
 
-def principal_from_bytes(serialised: bytes) -> Principal:
-    """A principal that somebody can be billed by. Raises NaruError INVALID_ARGUMENT."""
-    return checks.principal(principal_from_proto(principal_pb2.Principal.FromString(serialised)))
-
-
-def remembered_principals() -> Callable[[bytes], Principal]:
-    """`principal_from_bytes` that remembers the last 4,096, since the same callers come again and again."""
-    return lru_cache(4_096)(principal_from_bytes)
-
-
-def reservation_from_proto(
-    message: quota_service_pb2.Reservation, principal_of: Callable[[bytes], Principal]
-) -> Reservation | NaruError:
-    """What one request wants to take, or why it cannot be read; `principal_of` is `principal_from_bytes`, or remembers."""
+def reservation_from_proto(message: quota_service_pb2.Reservation) -> Reservation | NaruError:
+    """What one request wants to take, or why it cannot be read."""
     try:
         if message.revision < 0:
             raise invalid_argument("revision", "revision must be at least 0.")
         return Reservation(
             ref=checks.event_ref(message.event_id, message.attempt),
             revision=message.revision,
-            work=work_of(message, principal_of(message.principal.SerializeToString())),
+            work=work_of(message, checks.principal(principal_from_proto(message.principal))),
             input_tokens=checks.tokens("input_tokens", message.input_tokens),
             output_tokens=checks.tokens("output_tokens", message.output_tokens),
             choices=checks.choices(message.choices),
@@ -74,11 +59,9 @@ def reservation_from_proto(
         return error
 
 
-def running_from_proto(
-    message: quota_service_pb2.RunningRequest, principal_of: Callable[[bytes], Principal]
-) -> RunningRequest | None:
+def running_from_proto(message: quota_service_pb2.RunningRequest) -> RunningRequest | None:
     """A request that runs, without its idempotency key; None for one that cannot."""
-    reservation = reservation_from_proto(message.reservation, principal_of)
+    reservation = reservation_from_proto(message.reservation)
     if isinstance(reservation, NaruError):
         return None
     try:

@@ -42,7 +42,6 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         tracing: Tracing,
     ) -> None:
         self._reservations = reservations
-        self._principal_of = convert.remembered_principals()
         self._outcomes = outcomes
         self._restore = restore
         self.sessions = ReserveSessions(self._reserve, tracing)
@@ -68,7 +67,7 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
     ) -> quota_service_pb2.ReserveResponse:
         checks.batch("items", len(request.items), _MAX_RESERVATIONS)
         ended = _refs("finished", finished)
-        read = [convert.reservation_from_proto(item, self._principal_of) for item in request.items]
+        read = [convert.reservation_from_proto(item) for item in request.items]
         asked = [one for one in read if not isinstance(one, NaruError)]
         decisions = iter(await self._reservations.reserve(asked, ended))
         results = [
@@ -117,7 +116,7 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         context: grpc.aio.ServicerContext[quota_service_pb2.RestoreRequest, quota_service_pb2.RestoreResponse],
     ) -> quota_service_pb2.RestoreResponse:
         checks.batch("items", len(request.items), _MAX_RESERVATIONS)
-        read = [convert.running_from_proto(item, self._principal_of) for item in request.items]
+        read = [convert.running_from_proto(item) for item in request.items]
         leases = iter(await self._restore([one for one in read if one is not None]))
         return quota_service_pb2.RestoreResponse(
             results=[convert.renewal_to_proto(_CLOSED if one is None else next(leases)) for one in read]

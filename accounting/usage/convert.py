@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
 
@@ -52,10 +51,8 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MAX = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second of google.protobuf.Timestamp
 
 
-def event_from_proto(
-    message: usage_event_pb2.UsageEvent, service: ServiceName | None, principal_of: Callable[[bytes], Principal]
-) -> UsageEvent | NaruError:
-    """A report by `service`, or why it can never be recorded; `principal_of` as for a reservation."""
+def event_from_proto(message: usage_event_pb2.UsageEvent, service: ServiceName | None) -> UsageEvent | NaruError:
+    """A report by `service`, or why it can never be recorded."""
     try:
         evidence = evidence_from_proto(message.evidence)
         accuracy = accuracy_from_proto(message.accuracy)
@@ -69,7 +66,7 @@ def event_from_proto(
             evidence=evidence,
             accuracy=accuracy,
             outcome=outcome,
-            work=work_of(message, principal_of(message.principal.SerializeToString())),
+            work=work_of(message, checks.principal(principal_from_proto(message.principal))),
             usage=_usage(message.usage),
             accept_time=_time("accept_time", message.accept_time) if message.HasField("accept_time") else None,
             end_time=_time("end_time", message.end_time) if message.HasField("end_time") else None,

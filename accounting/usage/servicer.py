@@ -9,7 +9,6 @@ from dataclasses import replace
 import grpc
 
 from accounting import checks
-from accounting.limiter.convert import remembered_principals
 from accounting.settlement import UsageEvent
 from accounting.usage import convert
 from accounting.usage.engine_counters import EngineCounterStore
@@ -54,7 +53,6 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         logger: Logger,
     ) -> None:
         self._recorder = recorder
-        self._principal_of = remembered_principals()
         self._engine_counters = engine_counters
         self._pruner = pruner
         self._reports = reports
@@ -69,7 +67,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
     ) -> usage_service_pb2.RecordUsageResponse:
         checks.batch("events", len(request.events), _MAX_EVENTS)
         service = current().caller.service
-        read = [self._taken(convert.event_from_proto(event, service, self._principal_of)) for event in request.events]
+        read = [self._taken(convert.event_from_proto(event, service)) for event in request.events]
         statuses = iter(await self._recorder.record([one for one in read if not isinstance(one, NaruError)]))
         if request.HasField("counters"):
             await self._keep_counters(request.counters, service)

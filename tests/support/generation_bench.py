@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from inference.admission import Grant, Leases, Need, Renewal, Reservations, RunningRequest
 from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling

@@ -6,10 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling
 from inference.engine_count import EngineCount
