@@ -29,6 +29,13 @@ _INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "min_tokens
 _BOOLEANS = ("stream", "echo", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "return_token_ids")
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def read_body(request: EngineRequest) -> dict[str, Any]:
     """The request as an OpenAI body, of whichever kind it came, with its common fields checked.
 
@@ -80,7 +87,7 @@ def decode_object(text: bytes) -> dict[str, Any]:
         NaruError: INVALID_ARGUMENT; it is something else.
     """
     try:
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = _JSON.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
         is_unicode = b"\\ud" not in text.lower() or _is_unicode(body)
     except (ValueError, RecursionError):
         raise invalid_argument("body", "The body is not valid JSON.") from None
@@ -155,10 +162,6 @@ def _is_unicode(body: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
 
 
 def _is_integer(value: object) -> bool:
