@@ -79,7 +79,9 @@ class Tracing:
         interceptors: list[grpc.aio.ClientInterceptor] = aio_client_interceptors(  # type: ignore[no-untyped-call] # not typed
             tracer_provider=self._provider, filter_=_UNTRACED
         )
-        return interceptors
+        # The messages of sessions name their traces themselves. An interceptor, even one that looks at none of them, has each
+        # written through a queue and two tasks.
+        return [one for one in interceptors if not isinstance(one, grpc.aio.StreamStreamClientInterceptor)]
 
     def start_span(
         self,

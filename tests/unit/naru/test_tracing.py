@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
@@ -59,3 +60,12 @@ def test_what_is_no_traceparent_begins_a_trace(traceparent: str) -> None:
 def test_without_a_provider_there_is_no_trace() -> None:
     """Spans are no-ops, and nothing is carried on."""
     assert traceparent_of(Tracing().start_span("x")) == ""
+
+
+def test_calls_carry_the_trace_and_sessions_are_left_alone() -> None:
+    """Messages of sessions name their traces themselves, and an interceptor would cost each of them two tasks."""
+    tracing = Tracing(TracerProvider())
+    kinds = tracing.client_interceptors()
+    assert any(isinstance(one, grpc.aio.UnaryUnaryClientInterceptor) for one in kinds)
+    assert not any(isinstance(one, grpc.aio.StreamStreamClientInterceptor) for one in kinds)
+    tracing.close()
