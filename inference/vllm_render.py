@@ -1,4 +1,4 @@
-"""From a request to what vLLM's engine takes: vLLM's own request classes and renderer do the work, off the event loop."""
+"""From a request to what vLLM's engine takes, by vLLM's own classes and renderer; off the event loop where that is long."""
 
 from __future__ import annotations
 
