@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from edge.accounts import (
     EventRef,
@@ -107,6 +107,17 @@ def generation_to_proto(request: GenerationRequest) -> generation_pb2.Generation
         stream=request.stream,
         openai=generation_pb2.OpenAiInput(endpoint=_ENDPOINTS[request.endpoint], json=request.body),
     )
+
+
+def events_from_proto(message: inference_service_pb2.GenerateSessionResponse) -> Iterator[tuple[int, Event]]:
+    """What happened, and to which stream, without what this build does not know."""
+    plain = message.plain_deltas
+    for stream_id, text, completion_tokens in zip(plain.stream_ids, plain.texts, plain.completion_tokens, strict=False):
+        yield stream_id, Delta(0, text, completion_tokens)
+    for frame in message.frames:
+        event = event_from_proto(frame)
+        if event is not None:
+            yield frame.stream_id, event
 
 
 def event_from_proto(

@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import count
 
 from edge.clients import InferenceClient
-from edge.convert import event_from_proto, generation_to_proto
+from edge.convert import event_from_proto, events_from_proto, generation_to_proto
 from edge.generation import GenerationRequest, ServedModel, Tokens
 from edge.streams import ReplicaStream, StreamLimits, Watcher
 from naru.api.inference.v1 import inference_service_pb2 as pb
@@ -174,15 +174,12 @@ class ReplicaSession:
     def _deliver(self, message: pb.GenerateSessionResponse) -> None:
         now = self._clock.monotonic()
         streams = self._streams
-        for frame in message.frames:
-            stream = streams.get(frame.stream_id)
-            if stream is None:
-                continue
-            event = event_from_proto(frame)
-            if event is not None:
+        for stream_id, event in events_from_proto(message):
+            stream = streams.get(stream_id)
+            if stream is not None:
                 stream.put(event, now)
                 if stream.over:
-                    del streams[stream.stream_id]
+                    del streams[stream_id]
         if message.HasField("load"):
             self.load = message.load.requests
             self.draining = message.load.draining

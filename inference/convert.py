@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
@@ -204,6 +205,45 @@ def sampling_from_proto(message: generation_pb2.SamplingParameters) -> Sampling:
         stop=tuple(message.stop),
         presence_penalty=message.presence_penalty if message.HasField("presence_penalty") else None,
         frequency_penalty=message.frequency_penalty if message.HasField("frequency_penalty") else None,
+    )
+
+
+def session_response_to_proto(
+    batch: Iterable[tuple[int, Event]], load: inference_service_pb2.Load
+) -> inference_service_pb2.GenerateSessionResponse:
+    """What happened to streams of a session, each stream's events in order."""
+    stream_ids: list[int] = []
+    texts: list[str] = []
+    completion_tokens: list[int] = []
+    frames: list[inference_service_pb2.Frame] = []
+    framed: set[int] = set()
+    for stream_id, event in batch:
+        # What is read before all frames must not have come after one.
+        if isinstance(event, ChoiceOutput) and stream_id not in framed and _is_plain(event):
+            stream_ids.append(stream_id)
+            texts.append(event.text)
+            completion_tokens.append(event.completion_tokens)
+        else:
+            framed.add(stream_id)
+            frames.append(frame_to_proto(stream_id, event))
+    plain_deltas = None
+    if stream_ids:
+        plain_deltas = inference_service_pb2.PlainDeltas(
+            stream_ids=stream_ids, texts=texts, completion_tokens=completion_tokens
+        )
+    return inference_service_pb2.GenerateSessionResponse(frames=frames, load=load, plain_deltas=plain_deltas)
+
+
+def _is_plain(output: ChoiceOutput) -> bool:
+    """Whether it is text of the first choice and nothing else. Vectors and scores come with an end."""
+    return not (
+        output.choice_index
+        or output.finish_reason
+        or output.logprobs
+        or output.token_ids
+        or output.reasoning
+        or output.tool_calls
+        or output.prompt is not None
     )
 
 

@@ -1,8 +1,8 @@
 """What waits to be written to one caller.
 
 One engine step calls `put` many times within one turn of the loop; the writer wakes once after it and takes all of it as
-one batch. While the writer is busy, outputs of the same choice gather and are merged, so that a slow network makes
-messages larger instead of more.
+one batch. Steps that come in quick succession share a batch: see `OutboxLimits.pause_seconds`. While the writer is busy,
+outputs of the same choice gather and are merged, so that a slow network makes messages larger instead of more.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from inference.output_merging import merge_outputs, split_output
 
 _FRAME_BYTES = 96
 _LAST, _FIRST = -2, -1
+_MOST_APART = 32
+"""Outputs of a choice that leave together as they are, for clients that count on a token at a time; more are merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,15 @@ class OutboxLimits:
         message_bytes: Most bytes of a batch; a receiver takes 4 MiB, of which some is left to the message around it.
         buffer_bytes: Most bytes that may wait before the caller counts as stalled.
         stall_seconds: How long a batch may take to be written before the caller counts as stalled.
+        pause_seconds: How long after a batch with further tokens of some choice the next such one waits; first tokens, ends and
+            the like leave at once, and take along what waits. An engine whose steps take longer makes nobody wait; where they do
+            not, every batch costs all who hear of it more than what is in it.
     """
 
     message_bytes: int = 4 * 1024 * 1024 - 64 * 1024
     buffer_bytes: int = 64 * 1024 * 1024
     stall_seconds: float = 30.0
+    pause_seconds: float = 0.002
 
 
 class Outbox:
@@ -49,7 +55,11 @@ class Outbox:
         self._pending: dict[tuple[int, int], list[Event]] = {}
         self._bytes = 0
         self._armed = False
+        self._due = False
         self._poked = False
+        self._further = False
+        self._next_batch = 0.0
+        self._late: asyncio.TimerHandle | None = None
         self._ending = False
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
@@ -71,7 +81,10 @@ class Outbox:
                 self._add(stream_id, piece, size_of(piece))
         else:
             self._add(stream_id, event, size)
-        self._arm()
+        if isinstance(event, ChoiceOutput) and event.completion_tokens > 1:
+            self._arm_late()
+        else:
+            self._arm()
         if self._bytes > self._limits.buffer_bytes:
             self._stall()
 
@@ -89,6 +102,7 @@ class Outbox:
         """Drops what waits, and lets `take` return None."""
         self._closed = self._ending = True
         self._check.cancel()
+        self._stop_waiting()
         self._pending.clear()
         self._bytes = 0
         self._wake()
@@ -99,15 +113,19 @@ class Outbox:
         The caller has written the batch when it calls again.
         """
         self._writing_since = None
-        while not self._pending and not self._poked:
-            if self._ending:
+        while not (self._poked or (self._due and self._pending)):
+            if self._ending and not self._pending:
                 self._check.cancel()
                 return None
             self._waiter = self._loop.create_future()
             await self._waiter
-        self._poked = False
+        self._stop_waiting()
         batch = self._take_all() if self._bytes <= self._limits.message_bytes else self._take_some()
+        self._poked, self._due = False, bool(self._pending)
         self._writing_since = self._loop.time()
+        if self._further:
+            self._further = False
+            self._next_batch = self._writing_since + self._limits.pause_seconds
         return batch
 
     def _add(self, stream_id: int, event: Event, size: int) -> None:
@@ -127,8 +145,23 @@ class Outbox:
             self._armed = True
             self._loop.call_soon(self._flush)
 
+    def _arm_late(self) -> None:
+        self._further = True
+        if self._armed or self._late is not None:
+            return
+        if self._loop.time() < self._next_batch:
+            self._late = self._loop.call_at(self._next_batch, self._flush)
+        else:
+            self._arm()
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
     def _flush(self) -> None:
         self._armed = False
+        self._due = True
         self._wake()
 
     def _wake(self) -> None:
@@ -137,7 +170,7 @@ class Outbox:
 
     def _take_all(self) -> list[tuple[int, Event]]:
         pending, self._pending, self._bytes = self._pending, {}, 0
-        return [(key[0], merge(waiting)) for key, waiting in pending.items()]
+        return [(stream_id, event) for (stream_id, _), waiting in pending.items() for event in _leaving(waiting)]
 
     def _take_some(self) -> list[tuple[int, Event]]:
         batch: list[tuple[int, Event]] = []
@@ -152,7 +185,7 @@ class Outbox:
                 self._bytes -= size
                 count += 1
             if count:
-                batch.append((key[0], merge(waiting[:count])))
+                batch += [(key[0], event) for event in _leaving(waiting[:count])]
             if count < len(waiting):
                 self._pending[key] = waiting[count:]
                 break
@@ -189,6 +222,10 @@ def size_of(event: Event) -> int:
         return _FRAME_BYTES + _text(event.event_id) + _text(event.request_id) + _text(event.model)
     error = event.error
     return 2 * _FRAME_BYTES + (0 if error is None else _text(error.message) + 4 * len(repr(error.metadata)))
+
+
+def _leaving(events: list[Event]) -> list[Event]:
+    return events if len(events) <= _MOST_APART else [merge(events)]
 
 
 def merge(events: Sequence[Event]) -> Event:

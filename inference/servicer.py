@@ -86,8 +86,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             session.announce()
         try:
             while (batch := await session.take()) is not None:
-                frames = [convert.frame_to_proto(stream_id, event) for stream_id, event in batch]
-                yield inference_service_pb2.GenerateSessionResponse(frames=frames, load=self._load())
+                yield convert.session_response_to_proto(batch, self._load())
         finally:
             session.close()
             reader.cancel()

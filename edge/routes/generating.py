@@ -19,7 +19,7 @@ from edge.openai.answers import AnswerOptions, AnswerStream, WholeAnswer
 from edge.openai.requests import OpenAiRequest
 from edge.ports import Call
 from edge.routes.access import Access
-from edge.routes.answer_writer import AnswerWriter
+from edge.routes.answer_writer import AnswerWriter, StreamedAnswer
 from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.interceptors import internal_error
@@ -142,7 +142,7 @@ class GeneratingRoute:
         self, request: web.Request, call: Call, parsed: OpenAiRequest, render: Callable[[AnswerOptions], AnswerStream]
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
-        response = web.StreamResponse(headers=_STREAM_HEADERS)
+        response = StreamedAnswer(headers=_STREAM_HEADERS)
         answer: AnswerStream | None = None
         try:
             async with self._gateway.generate(call, exchange.progress) as generation:
@@ -150,11 +150,24 @@ class GeneratingRoute:
                 await response.prepare(request)
                 recording = outcomes.Recording(wanted=call.idempotency is not None)
                 answer = render(self._options(exchange, generation, parsed))
-                writer = AnswerWriter(request, exchange, answer, recording, lambda: self._note_first(exchange))
-                await self._write_answer(writer, exchange, generation, answer, parsed)
+                writer = AnswerWriter(
+                    request,
+                    response,
+                    exchange=exchange,
+                    answer=answer,
+                    recording=recording,
+                    on_first=lambda: self._note_first(exchange),
+                )
+                await writer.begin()
+                while not await generation.forward(writer.take):
+                    await writer.drain()
+                end = (
+                    answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + exchange.dialect.last_event
+                )
+                writer.note(end)
                 generation.keep(recording.encode(exchange.request_id, _STREAM_HEADERS))
                 # Here it waits no longer for a client that does not read than anything else that is written.
-                await response.write_eof()
+                await response.write_eof(end)
         except (ConnectionError, Replayed):
             raise
         except Exception as cause:
@@ -166,21 +179,6 @@ class GeneratingRoute:
             exchange.reason = error.reason
             await _break_off(request, response, error, numbered=0 if answer is None else answer.numbered)
         return response
-
-    async def _write_answer(
-        self,
-        writer: AnswerWriter,
-        exchange: Exchange,
-        generation: Generation,
-        answer: AnswerStream,
-        parsed: OpenAiRequest,
-    ) -> None:
-        writer.write(answer.start())
-        while not await generation.forward(writer.take):
-            await writer.drain()
-        writer.write(
-            answer.finish(exchange.progress.usage, _shown_cost(exchange, parsed)) + exchange.dialect.last_event
-        )
 
     def _note_first(self, exchange: Exchange) -> None:
         exchange.first_byte = self._clock.monotonic() - exchange.started

@@ -48,6 +48,21 @@ def cancel(stream_id: int) -> inference_service_pb2.GenerateSessionRequest:
     return inference_service_pb2.GenerateSessionRequest(cancels=[inference_service_pb2.Cancel(stream_id=stream_id)])
 
 
+def frames_of(message: inference_service_pb2.GenerateSessionResponse) -> Frames:
+    """All that a message says, plain deltas as frames too."""
+    plain = message.plain_deltas
+    columns = zip(plain.stream_ids, plain.texts, plain.completion_tokens, strict=True)
+    return [
+        *(
+            inference_service_pb2.Frame(
+                stream_id=stream_id, delta=generation_pb2.Delta(text=text, completion_tokens=completion_tokens)
+            )
+            for stream_id, text, completion_tokens in columns
+        ),
+        *message.frames,
+    ]
+
+
 class EdgeSession:
     """One session, as the edge holds it."""
 
@@ -80,7 +95,7 @@ class EdgeSession:
         return [
             frame
             for message in self.messages
-            for frame in message.frames
+            for frame in frames_of(message)
             if stream_id is None or frame.stream_id == stream_id
         ]
 

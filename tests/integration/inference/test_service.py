@@ -18,7 +18,7 @@ from naru.convert import duration_to_proto
 from naru.errors import NaruError, Reason
 from naru.identity import Scopes, ServiceName
 from tests.support.generation_bench import eventually
-from tests.support.inference_service import Frames, cancel, generation, inference_service, lasting, submit
+from tests.support.inference_service import Frames, cancel, frames_of, generation, inference_service, lasting, submit
 from tests.support.scripted_engine import ScriptedEngine
 
 
@@ -47,9 +47,10 @@ async def test_a_session_sends_one_message_per_step_for_all_streams(tmp_path: Pa
                 submitted.emit(str(number))
             message = await session.read()
             assert message is not None
-            assert [frame.stream_id for frame in message.frames] == [1, 2]
-            assert [frame.delta.text for frame in message.frames] == [str(number)] * 2
-            assert [frame.delta.completion_tokens for frame in message.frames] == [number + 1] * 2
+            frames = frames_of(message)
+            assert [frame.stream_id for frame in frames] == [1, 2]
+            assert [frame.delta.text for frame in frames] == [str(number)] * 2
+            assert [frame.delta.completion_tokens for frame in frames] == [number + 1] * 2
             assert message.load.requests == 2
             assert not message.load.draining
         engine.submitted[0].emit("!", finish_reason="stop")

@@ -48,26 +48,83 @@ async def test_one_engine_step_is_one_batch() -> None:
     outbox.close()
 
 
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_steps_in_quick_succession_share_a_batch() -> None:
+    """After a batch with further tokens, more of those wait; each stays an output of its own, in order."""
+    outbox = new_outbox(pause_seconds=0.05)
+    outbox.put(1, output("a", 2))
+    assert await outbox.take() == [(1, output("a", 2))]
+    taking = asyncio.create_task(outbox.take())
+    for number in (3, 4):
+        outbox.put(1, output("b", number))
+        outbox.put(2, output("c", number))
+        await turns()
+    assert not taking.done()
+    assert await taking == [(1, output("b", 3)), (1, output("b", 4)), (2, output("c", 3)), (2, output("c", 4))]
+    outbox.close()
+
+
+@pytest.mark.parametrize("urgent", [ACCEPTED, output("d", 1), FINISHED])
+async def test_what_somebody_waits_for_leaves_at_once(urgent: Event) -> None:
+    """First tokens, ends and the like do not wait, and take along what does."""
+    outbox = new_outbox(pause_seconds=60)
+    outbox.put(1, output("a", 2))
+    await outbox.take()
+    taking = asyncio.create_task(outbox.take())
+    outbox.put(1, output("b", 3))
+    await turns()
+    assert not taking.done()
+    outbox.put(2, urgent)
+    assert await taking == [(1, output("b", 3)), (2, urgent)]
+    outbox.close()
+
+
+async def test_only_further_tokens_make_further_tokens_wait() -> None:
+    """A batch of other things, or one before the pause, holds nothing up; nor does an end that was asked for."""
+    outbox = new_outbox(pause_seconds=60)
+    for event in (ACCEPTED, output("a", 1), output("b", 2)):
+        outbox.put(1, event)
+        assert await outbox.take() == [(1, event)]
+    outbox.put(1, output("c", 3))
+    outbox.end()
+    assert await outbox.take() == [(1, output("c", 3))]
+    assert await outbox.take() is None
+    patient = new_outbox(pause_seconds=0.01)
+    for number in (2, 3):
+        patient.put(1, output("a", number))
+        assert await patient.take() == [(1, output("a", number))]
+        await asyncio.sleep(0.02)
+    patient.close()
+
+
 async def test_deltas_merge_while_the_writer_is_busy() -> None:
     """Text is joined, counts are the latest, logprobs are all there, and each stream stays in order."""
     outbox = new_outbox()
     outbox.put(1, ACCEPTED)
     assert await outbox.take() == [(1, ACCEPTED)]
-    for number, text in enumerate("abc", 1):
-        outbox.put(1, output(text, number, logprobs=1))
-        outbox.put(2, output(text.upper(), number))
+    for number in range(1, 40):
+        outbox.put(1, output("a", number, logprobs=1))
+        outbox.put(2, output("A", number))
         await asyncio.sleep(0)
-    outbox.put(1, output("d", 4, finish_reason="stop"))
+    outbox.put(1, output("z", 40, finish_reason="stop"))
     outbox.put(1, FINISHED)
-    batch = await outbox.take()
-    assert batch == [
+    assert await outbox.take() == [
         (
             1,
             ChoiceOutput(
-                0, "abcd", 4, "stop", logprobs=output("", 0, logprobs=3).logprobs, token_ids=(4_000_000_000,) * 3
+                0,
+                "a" * 39 + "z",
+                40,
+                "stop",
+                logprobs=output("", 0, logprobs=39).logprobs,
+                token_ids=(4_000_000_000,) * 39,
             ),
         ),
-        (2, output("ABC", 3)),
+        (2, output("A" * 39, 39)),
         (1, FINISHED),
     ]
     outbox.close()

@@ -169,33 +169,77 @@ Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
 class GenerateSessionResponse(_message.Message):
-    """Response of GenerateSession: what one engine step brought, for all streams of the session."""
+    """Response of GenerateSession: what one engine step brought, or some that followed each other quickly, for all streams of the session."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FRAMES_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    PLAIN_DELTAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___Frame]:
-        """In the order it happened, per stream."""
+        """In the order it happened, per stream; after what `plain_deltas` has of the stream."""
 
     @_builtins.property
     def load(self) -> Global___Load:
         """How busy the replica is."""
+
+    @_builtins.property
+    def plain_deltas(self) -> Global___PlainDeltas:
+        """Of most messages most of it."""
 
     def __init__(
         self,
         *,
         frames: _abc.Iterable[Global___Frame] | None = ...,
         load: Global___Load | None = ...,
+        plain_deltas: Global___PlainDeltas | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "plain_deltas", b"plain_deltas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "load", b"load"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "load", b"load", "plain_deltas", b"plain_deltas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateSessionResponse: _TypeAlias = GenerateSessionResponse  # noqa: Y015
+
+@_typing.final
+class PlainDeltas(_message.Message):
+    """Deltas of nothing but text, each of the first choice of its stream, in the order in which they came. Columns of one length, as a
+    message for each delta takes longer to make and to read than all else that is done with it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The streams."""
+
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`Delta.text`."""
+
+    @_builtins.property
+    def completion_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """`Delta.completion_tokens`."""
+
+    def __init__(
+        self,
+        *,
+        stream_ids: _abc.Iterable[_builtins.int] | None = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+        completion_tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "stream_ids", b"stream_ids", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlainDeltas: _TypeAlias = PlainDeltas  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
