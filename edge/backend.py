@@ -16,6 +16,7 @@ from edge.metrics import EdgeMetrics
 from edge.ports import GatewayPolicy
 from edge.replica_rpcs import ReplicaRpcs
 from edge.replicas import ReplicaPool
+from edge.rounds import Busy, Rounds
 from edge.session import ReplicaSession
 from edge.streams import StreamLimits
 from edge.tokenization import Tokenization
@@ -85,8 +86,10 @@ def connect(
     stack.push_async_callback(background.close)
     leases = Leases(quota, interval=config.lease_seconds / 3)
     watcher = BrokenRequests(usage.evidence.put, quota)
+    busy = Busy()
     sessions = tuple(
-        _session(config, InferenceClient(address, opened), watcher, background) for address, opened in inference.items()
+        _session(config, InferenceClient(address, opened), watcher, background, busy)
+        for address, opened in inference.items()
     )
     revocations = RevokedRequests(authenticator) if config.revoked_requests == END else None
     if revocations is not None:
@@ -145,13 +148,15 @@ def _accounting(client: ServiceClient, background: Background, metrics: EdgeMetr
 
 
 def _session(
-    config: EdgeConfig, client: InferenceClient, watcher: BrokenRequests, background: Background
+    config: EdgeConfig, client: InferenceClient, watcher: BrokenRequests, background: Background, busy: Busy
 ) -> ReplicaSession:
+    clock = SystemClock()
     return ReplicaSession(
         client,
-        clock=SystemClock(),
+        clock=clock,
         watcher=watcher,
         background=background,
+        rounds=Rounds(clock, busy),
         random=random.random,
         limits=StreamLimits(config.stream_buffer_bytes, config.stream_stall_seconds, config.keep_alive_seconds),
         tick_interval=min(1.0, config.keep_alive_seconds / 4, config.stream_stall_seconds / 4),

@@ -11,6 +11,7 @@ from itertools import count
 from edge.clients import InferenceClient
 from edge.convert import event_from_proto, events_from_proto, generation_to_proto
 from edge.generation import GenerationRequest, ServedModel, Tokens
+from edge.rounds import Rounds
 from edge.streams import ReplicaStream, StreamLimits, Watcher
 from naru.api.inference.v1 import inference_service_pb2 as pb
 from naru.clock import Clock
@@ -35,6 +36,7 @@ class ReplicaSession:
         client: The replica.
         watcher: Hears of requests that broke.
         background: Owns the calls of large inputs.
+        rounds: Hands on what comes.
         random: From 0 to 1, for the jitter between reconnects.
         tick_interval: Seconds between looks at slow and silent streams.
     """
@@ -46,6 +48,7 @@ class ReplicaSession:
         clock: Clock,
         watcher: Watcher,
         background: Background,
+        rounds: Rounds,
         random: Callable[[], float],
         limits: StreamLimits | None = None,
         tick_interval: float = _TICK,
@@ -63,7 +66,7 @@ class ReplicaSession:
         self._limits = limits or StreamLimits()
         self._tick_interval = tick_interval
         self._ids = count(1)
-        self._turn = _Turn()
+        self._rounds = rounds
         self._outbox: _Outbox | None = None
         self._streams: dict[int, ReplicaStream] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
@@ -97,7 +100,7 @@ class ReplicaSession:
             limits=self._limits,
             watcher=self._watcher,
             end=self._end,
-            soon=self._turn.soon,
+            soon=self._rounds.soon,
             now=self._clock.monotonic(),
         )
         self._unread.add(stream)
@@ -172,6 +175,7 @@ class ReplicaSession:
                 _log.warning("cannot list the models of a replica", replica=self.address, error=error.message)
 
     def _deliver(self, message: pb.GenerateSessionResponse) -> None:
+        self._rounds.message()
         now = self._clock.monotonic()
         streams = self._streams
         for stream_id, event in events_from_proto(message):
@@ -225,24 +229,6 @@ class ReplicaSession:
             if error.reason not in (Reason.SERVICE_UNAVAILABLE, Reason.INTERNAL, Reason.CANCELLED):
                 stream.fail(error)
         stream.lose(self._clock.time())
-
-
-class _Turn:
-    """Calls in the next turn of the loop what was asked for in this one: one call of the loop for all streams of a step."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Callable[[], None]] = []
-
-    def soon(self, call: Callable[[], None]) -> None:
-        """Calls it, which must not raise."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._run)
-        self._waiting.append(call)
-
-    def _run(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call()
 
 
 class _Outbox:

@@ -49,7 +49,7 @@ class ReplicaStream:
         limits: How patient to be with the reader.
         watcher: Hears of broken and late-refused requests.
         end: Called once, by `close`.
-        soon: Calls something in the next turn of the loop.
+        soon: Calls something in the next round (`edge.rounds`).
     """
 
     __slots__ = (
