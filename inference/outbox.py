@@ -81,7 +81,8 @@ class Outbox:
                 self._add(stream_id, piece, size_of(piece))
         else:
             self._add(stream_id, event, size)
-        if isinstance(event, ChoiceOutput) and event.completion_tokens > 1:
+        # A first output of several tokens passes for a further one, and waits where those do.
+        if isinstance(event, ChoiceOutput) and event.completion_tokens > 1 and not event.finish_reason:
             self._arm_late()
         else:
             self._arm()

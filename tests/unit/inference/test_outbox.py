@@ -68,7 +68,7 @@ async def test_steps_in_quick_succession_share_a_batch() -> None:
     outbox.close()
 
 
-@pytest.mark.parametrize("urgent", [ACCEPTED, output("d", 1), FINISHED])
+@pytest.mark.parametrize("urgent", [ACCEPTED, output("d", 1), output("d", 9, finish_reason="stop"), FINISHED])
 async def test_what_somebody_waits_for_leaves_at_once(urgent: Event) -> None:
     """First tokens, ends and the like do not wait, and take along what does."""
     outbox = new_outbox(pause_seconds=60)
