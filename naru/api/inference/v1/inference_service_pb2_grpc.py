@@ -82,7 +82,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GenerateSession(self, request_iterator, context):
-        """Runs many requests over one stream, one message back per engine step. For the edge.
+        """Runs many requests over one stream, at most one message back per engine step. For the edge.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class InferenceServiceStub:
     cancels the generation.
     """
     GenerateSession: _grpc.StreamStreamMultiCallable[_inference_service_pb2.GenerateSessionRequest, _inference_service_pb2.GenerateSessionResponse]
-    """Runs many requests over one stream, one message back per engine step. For the edge."""
+    """Runs many requests over one stream, at most one message back per engine step. For the edge."""
     Embed: _grpc.UnaryUnaryMultiCallable[_pooling_pb2.EmbedRequest, _pooling_pb2.EmbedResponse]
     """Makes a vector of each of some texts. For callers without an edge, which asks by a session. Cancelling the call cancels
     the request, of which all tokens are billed as prompt tokens.
@@ -62,7 +62,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     cancels the generation.
     """
     GenerateSession: _aio.StreamStreamMultiCallable[_inference_service_pb2.GenerateSessionRequest, _inference_service_pb2.GenerateSessionResponse]  # type: ignore[assignment]
-    """Runs many requests over one stream, one message back per engine step. For the edge."""
+    """Runs many requests over one stream, at most one message back per engine step. For the edge."""
     Embed: _aio.UnaryUnaryMultiCallable[_pooling_pb2.EmbedRequest, _pooling_pb2.EmbedResponse]  # type: ignore[assignment]
     """Makes a vector of each of some texts. For callers without an edge, which asks by a session. Cancelling the call cancels
     the request, of which all tokens are billed as prompt tokens.
@@ -93,7 +93,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_inference_service_pb2.GenerateSessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.GenerateSessionResponse], _abc.AsyncIterator[_inference_service_pb2.GenerateSessionResponse]]:
-        """Runs many requests over one stream, one message back per engine step. For the edge."""
+        """Runs many requests over one stream, at most one message back per engine step. For the edge."""
 
     @_abc_1.abstractmethod
     def Embed(
