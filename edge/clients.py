@@ -52,6 +52,8 @@ from naru.tracing import current_traceparent
 
 _RESERVE_PATIENCE = 2.0
 _MOST_FINISHED = 4_096
+# A message costs both sides about as much as ten reservations in it.
+_LEAST_BESIDE = 12
 _TIMEOUT = 5.0
 _HEALTH_TIMEOUT = 1.0
 _QUESTION_TIMEOUT = 30.0
@@ -117,7 +119,9 @@ class QuotaClient:
         self._client = client
         self._clock = clock
         self._stub = quota_service_pb2_grpc.QuotaServiceStub(client.channel)
-        self._reservations: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserving(), background, most=256)
+        self._reservations: Coalescer[Reservation, ReserveResult] = Coalescer(
+            self._reserving(), background, most=256, calls=2, least=_LEAST_BESIDE
+        )
         self._finished: list[EventRef] = []
         # Each may be answered with a whole outcome, and a message has an end.
         self._keyed: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserving(), background, most=8)
@@ -182,7 +186,7 @@ class QuotaClient:
             await self._client.call(self._stub.Restore, request, timeout=_TIMEOUT)
 
     def _reserving(self) -> Callable[[Sequence[Reservation]], Awaitable[Sequence[ReserveResult]]]:
-        # Each coalescer makes one call at a time, and so asks by a session of its own.
+        # Reservations with a key are looked at one by one, and must not hold the others up.
         return partial(self._reserve, Conversation(self._client, self._stub.ReserveSession))
 
     async def _reserve(self, session: _ReserveSession, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:

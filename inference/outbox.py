@@ -29,9 +29,10 @@ class OutboxLimits:
         message_bytes: Most bytes of a batch; a receiver takes 4 MiB, of which some is left to the message around it.
         buffer_bytes: Most bytes that may wait before the caller counts as stalled.
         stall_seconds: How long a batch may take to be written before the caller counts as stalled.
-        pause_seconds: How long after a batch with further tokens of some choice the next such one waits; first tokens, ends and
-            the like leave at once, and take along what waits. An engine whose steps take longer makes nobody wait; where they do
-            not, every batch costs all who hear of it more than what is in it.
+        pause_seconds: How long after a batch with further tokens of some choice the next such one waits, and how long an
+            acceptance waits for the first token; first tokens, ends and the like leave at once, and take along what waits. An
+            engine whose steps take longer makes nobody wait; where they do not, every batch costs all who hear of it more than
+            what is in it.
     """
 
     message_bytes: int = 4 * 1024 * 1024 - 64 * 1024
@@ -81,9 +82,12 @@ class Outbox:
                 self._add(stream_id, piece, size_of(piece))
         else:
             self._add(stream_id, event, size)
-        # A first output of several tokens passes for a further one, and waits where those do.
-        if isinstance(event, ChoiceOutput) and event.completion_tokens > 1 and not event.finish_reason:
-            self._arm_late()
+        if isinstance(event, Accepted):
+            self._arm_at(self._loop.time() + self._limits.pause_seconds)
+        elif isinstance(event, ChoiceOutput) and event.completion_tokens > 1 and not event.finish_reason:
+            # A first output of several tokens passes for a further one, and waits where those do.
+            self._further = True
+            self._arm_at(self._next_batch)
         else:
             self._arm()
         if self._bytes > self._limits.buffer_bytes:
@@ -146,14 +150,11 @@ class Outbox:
             self._armed = True
             self._loop.call_soon(self._flush)
 
-    def _arm_late(self) -> None:
-        self._further = True
-        if self._armed or self._late is not None:
-            return
-        if self._loop.time() < self._next_batch:
-            self._late = self._loop.call_at(self._next_batch, self._flush)
-        else:
+    def _arm_at(self, when: float) -> None:
+        if self._loop.time() >= when:
             self._arm()
+        elif not self._armed and self._late is None:
+            self._late = self._loop.call_at(when, self._flush)
 
     def _stop_waiting(self) -> None:
         if self._late is not None:

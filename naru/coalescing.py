@@ -14,15 +14,19 @@ _POKE_SECONDS = 0.02
 
 
 class Coalescer(Generic[Item, Answer]):
-    """Makes one call at a time of all that is asked meanwhile, and gives everybody their own answer.
+    """Makes calls of all that is asked meanwhile, and gives everybody their own answer.
 
     What is asked in one turn of the loop goes together; what is asked while a call waits for its answer goes together after it.
     So the more is asked, the larger are the calls: many small ones at once would cost more than the other side has time for.
+    But where all goes in one call, all that ask wait for it together, and for everything after it: the two sides, and whoever
+    comes next, work in turn. With `calls` of 2 a crowd is halved, and one half is on its way while the other is answered.
 
     Args:
         send: Makes the call; answers in the order of the items.
         background: Owns the calls: one caller that goes away does not cancel the others'.
         most: Items per call.
+        calls: How many may be under way at a time. They are made in order.
+        least: Items of a call that is made beside another.
     """
 
     def __init__(
@@ -31,11 +35,16 @@ class Coalescer(Generic[Item, Answer]):
         background: Background,
         *,
         most: int,
+        calls: int = 1,
+        least: int = 1,
     ) -> None:
         self._send = send
         self._background = background
         self._most = most
-        self._calling = False
+        self._least = least
+        self._calls = calls
+        self._calling = 0
+        self._flushing = False
         self._poke: asyncio.TimerHandle | None = None
         self._due = False
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
@@ -44,9 +53,10 @@ class Coalescer(Generic[Item, Answer]):
         """The answer for `item`. Raises what `send` raises."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._flush)
         self._waiting.append((item, future))
+        if not self._flushing:
+            self._flushing = True
+            loop.call_soon(self._flush)
         return await future
 
     def poke(self) -> None:
@@ -59,19 +69,28 @@ class Coalescer(Generic[Item, Answer]):
         self._flush()
 
     def _flush(self) -> None:
-        while (self._waiting or self._due) and not self._calling:
+        self._flushing = False
+        while self._may_call():
+            waiting = len(self._waiting)
+            parts = max(1, min(self._calls - self._calling, waiting // self._least))
+            size = min(self._most, -(-waiting // parts))
             # Whoever went away meanwhile is not asked for.
-            batch = [one for one in self._waiting[: self._most] if not one[1].done()]
-            del self._waiting[: self._most]
+            batch = [one for one in self._waiting[:size] if not one[1].done()]
+            del self._waiting[:size]
             if batch or self._due:
                 if self._poke is not None:
                     self._poke.cancel()
                 self._poke, self._due = None, False
-                self._calling = True
+                self._calling += 1
                 self._background.spawn("coalesced call", self._call(batch)).add_done_callback(self._ended)
 
+    def _may_call(self) -> bool:
+        if not self._calling:
+            return self._due or bool(self._waiting)
+        return self._calling < self._calls and len(self._waiting) >= self._least
+
     def _ended(self, _: asyncio.Task[None]) -> None:
-        self._calling = False
+        self._calling -= 1
         self._flush()
 
     async def _call(self, batch: list[tuple[Item, asyncio.Future[Answer]]]) -> None:

@@ -20,7 +20,10 @@ _WRITE_FAILED = "Internal error from Core"
 
 
 class Conversation(Generic[Request, Response]):
-    """One question at a time, each with one answer. The stream is opened by the first question, and anew after it broke.
+    """Questions, each with one answer. The stream is opened by the first, and anew after it broke.
+
+    Several may be asked at a time: they are heard in the order in which they were asked. What ends the stream before an answer
+    came ends it for all that wait for theirs.
 
     Args:
         client: Of the service.
@@ -31,6 +34,9 @@ class Conversation(Generic[Request, Response]):
         self._client = client
         self._method = method
         self._call: grpc.aio.StreamStreamCall[Request, Response] | None = None
+        # Both let in whoever came first, so that answers are read in the order of the questions.
+        self._writing = asyncio.Lock()
+        self._reading = asyncio.Lock()
 
     async def ask(self, request: Request, *, timeout: float) -> Response:
         """The answer, within `timeout` seconds.
@@ -39,22 +45,22 @@ class Conversation(Generic[Request, Response]):
         """
         try:
             async with asyncio.timeout(timeout):
-                return await self._ask(request)
+                async with self._writing:
+                    call = await self._write(request)
+                return await self._read(call)
         except TimeoutError:
-            self.close()
             raise NaruError(Reason.DEADLINE_EXCEEDED, f"{self._client.name} did not answer in time.") from None
         except grpc.aio.AioRpcError as failure:
-            self.close()
             raise error_from_rpc(failure, self._client.name) from failure
-        except BaseException:
-            # An answer that comes after all would be taken for that of the next question.
-            self.close()
-            raise
 
     def close(self) -> None:
         """Ends the stream; the next question opens another one."""
         if self._call is not None:
-            _ = self._call.cancel()
+            self._end(self._call)
+
+    def _end(self, call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
+        _ = call.cancel()
+        if self._call is call:
             self._call = None
 
     def _open(self) -> grpc.aio.StreamStreamCall[Request, Response]:
@@ -62,14 +68,38 @@ class Conversation(Generic[Request, Response]):
             self._call = self._client.converse(self._method)
         return self._call
 
-    async def _ask(self, request: Request) -> Response:
+    async def _write(self, request: Request) -> grpc.aio.StreamStreamCall[Request, Response]:
         call = self._open()
-        while not await _written(call, request):
-            # It ended meanwhile, and why may be lost. If that is still so, another one is told.
-            self.close()
-            call = self._open()
-        answer: Any = await call.read()
+        try:
+            while not await _written(call, request):
+                # It ended meanwhile, and why may be lost. If that is still so, another one is told.
+                self._end(call)
+                call = self._open()
+        except BaseException:
+            self._end(call)
+            raise
+        return call
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[Request, Response]) -> Response:
+        try:
+            async with self._reading:
+                answer: Any = await call.read()
+        except asyncio.CancelledError:
+            # Of this task, or of the stream by whoever asked before: gRPC tells both alike.
+            task = asyncio.current_task()
+            broken = call.cancelled() and task is not None and not task.cancelling()
+            self._end(call)
+            if broken:
+                raise unavailable(self._client.name) from None
+            raise
+        except BaseException as failure:
+            # An answer that comes after all would be taken for that of the next question.
+            self._end(call)
+            if _lost_to_a_write(failure):
+                raise unavailable(self._client.name) from failure
+            raise
         if answer is grpc.aio.EOF:
+            self._end(call)
             raise unavailable(self._client.name)
         response: Response = answer
         return response
@@ -82,7 +112,12 @@ async def _written(call: grpc.aio.StreamStreamCall[Request, Response], request: 
     except asyncio.InvalidStateError:
         return False
     except grpc.aio.AioRpcError as failure:
-        if failure.details() == _WRITE_FAILED:
+        if _lost_to_a_write(failure):
             return False
         raise
     return True
+
+
+def _lost_to_a_write(failure: BaseException) -> bool:
+    """Whether a write failed because the stream had ended, which leaves nobody able to tell why it had."""
+    return isinstance(failure, grpc.aio.AioRpcError) and failure.details() == _WRITE_FAILED

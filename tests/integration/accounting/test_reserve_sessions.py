@@ -69,6 +69,24 @@ async def test_what_has_ended_makes_room_for_what_is_asked_with_it(service: Serv
     session.close()
 
 
+async def test_what_is_asked_at_once_is_decided_in_order(service: Service) -> None:
+    """A place that one message gives back is free for the next, whose sender did not wait for the answer between."""
+    session = service.as_service(ServiceName.EDGE).session()
+    for turn in range(50):
+        key = Principal("ws-1", tier="free", key_id=f"key-{turn}")
+        first, item = [wanted(key) for _ in range(4)], wanted(key)
+        assert all(result.HasField("grant") for result in (await ask(session, *first)).reserved.results)
+        ended = [quota_service_pb2.EventRef(event_id=first[0].event_id)]
+        gone, answer = await asyncio.gather(
+            session.ask(quota_service_pb2.ReserveSessionRequest(finished=ended), timeout=5), ask(session, item)
+        )
+        assert not gone.reserved.results
+        (result,) = answer.reserved.results
+        assert result.event_id == item.event_id
+        assert result.HasField("grant"), result
+    session.close()
+
+
 async def test_a_stopping_service_ends_idle_sessions_at_once(config: AccountingConfig) -> None:
     """It does not wait for the next request of each; who asks then is told that the service is away."""
     await migrate(config)

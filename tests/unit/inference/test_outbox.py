@@ -68,7 +68,7 @@ async def test_steps_in_quick_succession_share_a_batch() -> None:
     outbox.close()
 
 
-@pytest.mark.parametrize("urgent", [ACCEPTED, output("d", 1), output("d", 9, finish_reason="stop"), FINISHED])
+@pytest.mark.parametrize("urgent", [output("d", 1), output("d", 9, finish_reason="stop"), FINISHED])
 async def test_what_somebody_waits_for_leaves_at_once(urgent: Event) -> None:
     """First tokens, ends and the like do not wait, and take along what does."""
     outbox = new_outbox(pause_seconds=60)
@@ -86,7 +86,7 @@ async def test_what_somebody_waits_for_leaves_at_once(urgent: Event) -> None:
 async def test_only_further_tokens_make_further_tokens_wait() -> None:
     """A batch of other things, or one before the pause, holds nothing up; nor does an end that was asked for."""
     outbox = new_outbox(pause_seconds=60)
-    for event in (ACCEPTED, output("a", 1), output("b", 2)):
+    for event in (output("a", 1), output("b", 2)):
         outbox.put(1, event)
         assert await outbox.take() == [(1, event)]
     outbox.put(1, output("c", 3))
@@ -99,6 +99,25 @@ async def test_only_further_tokens_make_further_tokens_wait() -> None:
         assert await patient.take() == [(1, output("a", number))]
         await asyncio.sleep(0.02)
     patient.close()
+
+
+async def test_an_acceptance_waits_a_moment_for_the_first_token() -> None:
+    """Nobody is told anything before the token; it leaves alone when none comes, and holds nothing else up."""
+    outbox = new_outbox(pause_seconds=60)
+    taking = asyncio.create_task(outbox.take())
+    outbox.put(1, ACCEPTED)
+    await turns()
+    assert not taking.done()
+    outbox.put(1, output("a", 1))
+    assert await taking == [(1, ACCEPTED), (1, output("a", 1))]
+    outbox.put(2, ACCEPTED)
+    outbox.put(3, output("b", 2))
+    assert await outbox.take() == [(2, ACCEPTED), (3, output("b", 2))]
+    hasty = new_outbox(pause_seconds=0.01)
+    hasty.put(1, ACCEPTED)
+    assert await hasty.take() == [(1, ACCEPTED)]
+    for one in (outbox, hasty):
+        one.close()
 
 
 async def test_deltas_merge_while_the_writer_is_busy() -> None:

@@ -38,6 +38,48 @@ async def test_one_call_at_a_time_takes_all_that_waits() -> None:
     await background.close()
 
 
+async def test_a_crowd_is_halved_where_two_calls_may_be_made() -> None:
+    """Few go together, and wait for the call before; many go in two calls, and a further one when there are enough for it."""
+    gates = [asyncio.Event() for _ in range(6)]
+    calls: list[list[int]] = []
+
+    async def send(items: Sequence[int]) -> list[int]:
+        calls.append(list(items))
+        await gates[len(calls) - 1].wait()
+        return [item * 10 for item in items]
+
+    background = Background(lambda *_: None)
+    coalescer = Coalescer(send, background, most=9, calls=2, least=3)
+    asked: list[asyncio.Task[int]] = []
+
+    async def ask(*items: int) -> None:
+        asked.extend(asyncio.create_task(coalescer.ask(item)) for item in items)
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    await ask(1, 2, 3, 4, 5)
+    # Too few for two calls; and then too few for one beside the first.
+    assert calls == [[1, 2, 3, 4, 5]]
+    await ask(6, 7)
+    assert len(calls) == 1
+    await ask(8)
+    assert calls[1:] == [[6, 7, 8]]
+    await ask(*range(9, 16))
+    assert len(calls) == 2
+    gates[1].set()
+    await ask()
+    assert calls[2:] == [list(range(9, 16))]
+    gates[0].set()
+    gates[2].set()
+    await ask()
+    await ask(*range(16, 23))
+    assert calls[3:] == [[16, 17, 18, 19], [20, 21, 22]]
+    for gate in gates:
+        gate.set()
+    assert await asyncio.gather(*asked) == [item * 10 for item in range(1, 23)]
+    await background.close()
+
+
 async def test_one_who_goes_away_does_not_cancel_the_others() -> None:
     """A caller that is cancelled leaves the shared call running; a failed call fails for all."""
     gate = asyncio.Event()
