@@ -346,7 +346,8 @@ class SimulatedEngine:
     def _tell(self, choice: Running, finish_reason: str) -> None:
         answer, payload = choice.answer, choice.payload
         new = answer.tokens[choice.told : choice.generated]
-        piece = "".join(text for _, text in new)
+        # Nearly always one.
+        piece = new[0][1] if len(new) == 1 else "".join([text for _, text in new])
         text = piece[: max(0, answer.text_length - choice.told_text)]
         choice.told = choice.generated
         if finish_reason:
@@ -360,8 +361,8 @@ class SimulatedEngine:
             completion_tokens=choice.generated,
             finish_reason=finish_reason,
             stop_text=answer.stop_text if finish_reason == "stop" else "",
-            logprobs=() if top is None else tuple(logprob(token, top) for token in new),
-            token_ids=tuple(token for token, _ in new) if payload.token_ids else (),
+            logprobs=() if top is None else tuple([logprob(token, top) for token in new]),
+            token_ids=tuple([token for token, _ in new]) if payload.token_ids else (),
         )
         self._deliver(choice.sink, output)
 
