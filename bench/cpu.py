@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_LOOK_SECONDS, _IDLE_SHARE, _PATIENCE_SECONDS = 0.5, 0.05, 15.0
 
 
 def cpu_seconds(pid: int, without: Collection[int] = ()) -> float:
@@ -28,6 +30,26 @@ def cpu_seconds(pid: int, without: Collection[int] = ()) -> float:
     while more := {one for one, parent in parents.items() if parent in found} - found - set(without):
         found |= more
     return sum(ticks.get(one, 0) for one in found) / _TICKS
+
+
+def until_idle() -> None:
+    """Waits until the cores were busy for less than a twentieth of half a second, 15 s at most.
+
+    Some go on for seconds after their clients have left, at the cost of whoever is measured next.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        idle, whole = _core_ticks()
+        time.sleep(_LOOK_SECONDS)
+        idle_after, whole_after = _core_ticks()
+        if idle_after - idle > (1 - _IDLE_SHARE) * (whole_after - whole):
+            return
+
+
+def _core_ticks() -> tuple[int, int]:
+    """How long all cores have been idle, waits for disks included, and how long there were any."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 class Meter:
