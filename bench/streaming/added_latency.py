@@ -199,8 +199,8 @@ def _tables(found: dict[str, dict[str, dict[str, list[float]]]]) -> list[Table]:
             f"What the edge says in `server-timing`: {what}",
             found["added-server-timing"],
             [],
-            "`auth` knows the caller and `reserve` the limits; `first` is when the answer's head goes out, as the engine has "
-            "taken the request, with both in it and before the first token.",
+            "`auth` knows the caller and `reserve` the limits; `first` is when the answer's head goes out, with both in it and "
+            "before the first token: 2 ms after the engine has taken the request, unless a token comes before.",
         ),
     ]
 
