@@ -35,7 +35,7 @@ def cpu_seconds(pid: int, without: Collection[int] = ()) -> float:
 def until_idle() -> None:
     """Waits until the cores were busy for less than a twentieth of half a second, 15 s at most.
 
-    Some go on for seconds after their clients have left, at the cost of whoever is measured next.
+    Whoever still works on what its clients left behind would do so at the cost of whoever is measured next.
     """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:

@@ -186,7 +186,7 @@ class QuotaClient:
             await self._client.call(self._stub.Restore, request, timeout=_TIMEOUT)
 
     def _reserving(self) -> Callable[[Sequence[Reservation]], Awaitable[Sequence[ReserveResult]]]:
-        # Reservations with a key are looked at one by one, and must not hold the others up.
+        # Each coalescer asks by a session of its own, which keeps its messages in order; there is none between the two.
         return partial(self._reserve, Conversation(self._client, self._stub.ReserveSession))
 
     async def _reserve(self, session: _ReserveSession, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:
