@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import cast
 
 from redis.exceptions import WatchError
 
-from accounting.limiter.limiter import EPOCH_KEY, Limiter, translated
+from accounting.limiter.limiter import EPOCH_KEY, KEY_PREFIX, Limiter, translated
+from accounting.limiter.wire import amounts_held
 from accounting.quota import Limit
 from naru.errors import unavailable
 
-_PREFIX = "{naru}:"
 _BATCH = 500
 
 
@@ -35,7 +34,7 @@ class Balances:
             async with self._redis.pipeline() as pipe:
                 _ = pipe.incrby(key, amount)
                 _ = pipe.hget(EPOCH_KEY, "open_at")
-                _ = pipe.get(f"{_PREFIX}now")
+                _ = pipe.get(f"{KEY_PREFIX}now")
                 taken, open_time, now = await pipe.execute()
             recovered = open_time is not None and now is not None and float(open_time) <= float(now)
             if recovered and int(taken) <= limit.limit:
@@ -79,19 +78,19 @@ class Balances:
 
     async def _reserved(self) -> Counter[str]:
         """What open reservations hold, by counter."""
-        found = cast("list[bytes]", await self._redis.zrange(f"{_PREFIX}leases", 0, -1))
+        found = cast("list[bytes]", await self._redis.zrange(f"{KEY_PREFIX}leases", 0, -1))
         refs = [ref.decode() for ref in found]
         reserved: Counter[str] = Counter()
         for start in range(0, len(refs), _BATCH):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for ref in refs[start : start + _BATCH]:
-                    _ = pipe.hget(f"{_PREFIX}r:{ref}", "held")
-                for held in await pipe.execute():
-                    for entry in json.loads(held or b"[]"):
-                        reserved[entry["key"]] += int(entry.get("amount", 0))
+                    _ = pipe.get(f"{KEY_PREFIX}r:{ref}")
+                for reservation in await pipe.execute():
+                    for name, amount in amounts_held(reservation or b"").items():
+                        reserved[f"{KEY_PREFIX}{name}"] += amount
         return reserved
 
 
 def _key(limit: Limit) -> str:
     """Where `quota_places.lua` counts it."""
-    return f"{_PREFIX}p:{limit.scope}:{limit.scope_id}:{limit.model}:{limit.kind}:{limit.window}"
+    return f"{KEY_PREFIX}p:{limit.scope}:{limit.scope_id}:{limit.model}:{limit.kind}:{limit.window}"

@@ -47,7 +47,9 @@ from naru.errors import unavailable
 MICROS = 1_000_000
 _SCRIPTS = ("quota_places.lua", "quota_limits.lua", "quota_keys.lua", "quota.lua", "quota_epoch.lua")
 _CALENDAR = (LimitWindow.DAY, LimitWindow.MONTH)
-EPOCH_KEY = "{naru}:epoch"
+KEY_PREFIX = "{naru-2}:"
+"""What the names of all keys begin with. Another format of what they hold takes another number: to it Redis is empty."""
+EPOCH_KEY = f"{KEY_PREFIX}epoch"
 _CONNECTIONS = 16
 _TIMEOUT_SECONDS = 2.0
 _OUTCOME_SECONDS = 3_600
@@ -251,7 +253,7 @@ class Limiter:
     async def look_up(self, refs: Sequence[EventRef]) -> list[Known]:
         """What is known of each reservation."""
         answers = await self._run("look_up", encode_refs(refs))
-        return [Known(state in ("open", "expiring"), reserve_time, state != "") for state, reserve_time in answers]
+        return [Known(running, reserve_time, at_all) for at_all, running, reserve_time in answers]
 
     async def keep(self, kept: KeptOutcome, sealed: str) -> bool:
         """Notes what became of an event with an idempotency key. Tells whether the key was its own. Idempotent.

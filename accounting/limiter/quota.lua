@@ -1,9 +1,22 @@
 -- The part of the limiter's script that knows reservations and the operations on them. It stands between `quota_keys.lua` and
 -- `quota_epoch.lua`.
 --
--- A reservation's state is open, expiring (claimed by a sweeper), released, refused (a better figure did not fit) or settled.
+-- A reservation is one string: a letter, which is its state, and a map in MessagePack of what is known of it. An open one's
+-- lease is in LEASES. A closed one stays for `memory`:
+--   revision, reserve      of what it reserved last, and when it was made
+--   held                   what it took of which place; of places in flight while it is open
+--   about                  for whom and what, while it is open
+--   key                    its idempotency key
+--   over                   a later attempt has taken over
+--   refusal                of a better figure that did not fit
+--   rank                   the evidence it was settled by
 
+local OPEN, ENDED, EXPIRING, RELEASED, REFUSED, SETTLED = 'o', 'e', 'x', 'r', 'f', 's'
+-- One that has ENDED is open, but its places in flight were given back; one that is EXPIRING was claimed by a sweeper.
+local RUNNING = { [OPEN] = true, [ENDED] = true }
+local UNSETTLED = { [OPEN] = true, [ENDED] = true, [EXPIRING] = true }
 local NOTHING = { input = 0, output = 0, cost = 0 }
+local NOTHING_KNOWN = {}
 
 -- Reservations -------------------------------------------------------------------------------------------------------------
 
@@ -11,44 +24,75 @@ local function reference(item)
   return item.event .. ':' .. item.attempt
 end
 
-local function close(key, ref, state, held)
-  call('ZREM', LEASES, ref)
-  call('HDEL', key, 'about', 'lease', 'deadline')
-  call('HSET', key, 'state', state, 'held', cjson.encode(held))
-  call('PEXPIRE', key, math.ceil(options.memory / 1000))
+local function decode(text)
+  local _, found = cmsgpack.unpack_one(text, 1)
+  return text:sub(1, 1), found
 end
 
--- Whether an earlier attempt of the event has been counted as a request already.
+-- Its state, nil if nobody knows it; what is known of it; and both as they are written.
+local function read(ref)
+  local text = call('GET', PREFIX .. 'r:' .. ref)
+  if not text then
+    return nil, NOTHING_KNOWN
+  end
+  local state, found = decode(text)
+  return state, found, text
+end
+
+local function write(ref, text, ...)
+  call('SET', PREFIX .. 'r:' .. ref, text, ...)
+end
+
+local function change_state(ref, state)
+  call('SETRANGE', PREFIX .. 'r:' .. ref, 0, state)
+end
+
+local function close(ref, state, found, held)
+  call('ZREM', LEASES, ref)
+  found.about, found.held = nil, held
+  write(ref, state .. cmsgpack.pack(found), 'PX', math.ceil(options.memory / 1000))
+end
+
+-- When it ends whatever is told of it.
+local function deadline_of(found)
+  return found.reserve + options.lifetime
+end
+
+local function lease(ref, found)
+  local ends = math.min(now + options.lease, deadline_of(found))
+  call('ZADD', LEASES, ends, ref)
+  return ends
+end
+
+-- Whether an earlier attempt of the event was open, and has been counted as a request then.
 local function counted_before(item)
   for attempt = item.attempt - 1, 0, -1 do
-    if call('HGET', PREFIX .. 'r:' .. item.event .. ':' .. attempt, 'counted') then
+    local _, found = read(item.event .. ':' .. attempt)
+    if found.reserve then
       return true
     end
   end
   return false
 end
 
-local function open(key, ref, item, reserved, deadline, held, notices)
-  local lease = math.min(now + options.lease, deadline)
-  call('HSET', key, 'state', 'open', 'revision', item.revision, 'reserve', reserved, 'lease', lease, 'deadline', deadline,
-    'counted', 1, 'held', cjson.encode(held), 'about', item.about)
-  call('ZADD', LEASES, lease, ref)
-  return { 'granted', reserved, lease, '', states_of(item.limits), notices }
+local function open(ref, item, found, held, notices)
+  found.revision, found.held, found.about = item.revision, held, item.about
+  write(ref, OPEN .. cmsgpack.pack(found))
+  return { 'granted', found.reserve, lease(ref, found), '', states_of(item.limits), notices }
 end
 
 local function refuse(refusal, item, notices)
   return { 'refused', 0, 0, refusal, states_of(item.limits), notices }
 end
 
-local function replace(key, ref, item, found)
-  local reserved, deadline = tonumber(found.reserve), tonumber(found.deadline)
-  if now >= deadline then
+local function replace(ref, item, found)
+  if now >= deadline_of(found) then
     return { 'closed', 0, 0, '', {}, {} }
   end
   -- The old tokens go first, so that the new ones may take their place; a place in flight is kept.
   local tokens, places = {}, {}
-  for _, entry in ipairs(cjson.decode(found.held)) do
-    if entry.kind then
+  for _, entry in ipairs(found.held) do
+    if entry[KIND] then
       tokens[#tokens + 1] = entry
     else
       places[#places + 1] = entry
@@ -59,34 +103,25 @@ local function replace(key, ref, item, found)
   local refusal = refusal_of(item, ref, false, notices)
   if refusal then
     put_back(places, ref, NOTHING)
-    close(key, ref, 'refused', {})
-    call('HSET', key, 'refusal', cjson.encode(refusal), 'revision', item.revision)
+    found.refusal, found.revision = refusal, item.revision
+    close(ref, REFUSED, found, {})
     if item.idempotency then
       free_key(item.idempotency.name, item.event)
     end
     return refuse(refusal, item, notices)
   end
   local held = take(item, ref, false, notices)
-  local known = {}
+  local taken = {}
   for _, entry in ipairs(held) do
-    known[entry.key] = true
+    taken[entry[NAME]] = true
   end
   -- A limit that no longer applies still holds its place until the reservation closes.
   for _, entry in ipairs(places) do
-    if not known[entry.key] then
+    if not taken[entry[NAME]] then
       held[#held + 1] = entry
     end
   end
-  return open(key, ref, item, reserved, deadline, held, notices)
-end
-
-local function fields(key, ...)
-  local values = call('HMGET', key, ...)
-  local found = {}
-  for index, name in ipairs({ ... }) do
-    found[name] = values[index]
-  end
-  return found
+  return open(ref, item, found, held, notices)
 end
 
 -- An event holds what its latest attempt holds: a retry elsewhere takes over from the attempts before it, which keep their
@@ -95,12 +130,12 @@ local function take_over(item)
   local before = {}
   for attempt = item.attempt - 1, 0, -1 do
     local ref = item.event .. ':' .. attempt
-    local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held', 'over')
-    if found.state and not found.over then
-      put_back(cjson.decode(found.held), ref, NOTHING)
-      call('HSET', key, 'held', '{}', 'over', 1)
-      before[#before + 1] = { key = key, ref = ref, held = found.held, state = found.state }
+    local state, found, text = read(ref)
+    if state and not found.over then
+      put_back(found.held, ref, NOTHING)
+      found.held, found.over = {}, true
+      write(ref, state .. cmsgpack.pack(found), 'KEEPTTL')
+      before[#before + 1] = { ref = ref, text = text }
     end
   end
   return before
@@ -108,56 +143,59 @@ end
 
 local function give_back(before)
   for _, one in ipairs(before) do
-    for _, entry in ipairs(cjson.decode(one.held)) do
-      if entry.kind then
-        change(place_held(entry), entry.bucket, tonumber(entry.amount))
-      elseif one.state == 'open' then
+    local state, found = decode(one.text)
+    for _, entry in ipairs(found.held) do
+      if entry[KIND] then
+        change(place_held(entry), entry[SINCE], entry[AMOUNT])
+      elseif state == OPEN then
         enter(place_held(entry), one.ref)
       end
     end
-    call('HSET', one.key, 'held', one.held)
-    call('HDEL', one.key, 'over')
+    write(one.ref, one.text, 'KEEPTTL')
   end
+end
+
+local function reserve_first(ref, item)
+  -- Nobody holds a place who has no reservation.
+  item.fresh = true
+  local held = keyed_before(item)
+  if held then
+    return { 'held', 0, 0, held, states_of(item.limits), {} }
+  end
+  local notices = {}
+  local counts = not counted_before(item)
+  local before = take_over(item)
+  local refusal = refusal_of(item, ref, counts, notices)
+  if refusal then
+    give_back(before)
+    if item.idempotency then
+      free_key(item.idempotency.name, item.event)
+    end
+    return refuse(refusal, item, notices)
+  end
+  local found = { reserve = now }
+  if item.idempotency then
+    hold_key(item)
+    found.key = item.idempotency.name
+  end
+  return open(ref, item, found, take(item, ref, counts, notices), notices)
 end
 
 local function reserve(item)
   local ref = reference(item)
-  local key = PREFIX .. 'r:' .. ref
-  if call('EXISTS', key) == 0 then
-    -- Nobody holds a place who has no reservation.
-    item.fresh = true
-    local held = keyed_before(item)
-    if held then
-      return { 'held', 0, 0, held, states_of(item.limits), {} }
-    end
-    local notices = {}
-    local counts = not counted_before(item)
-    local before = take_over(item)
-    local refusal = refusal_of(item, ref, counts, notices)
-    if refusal then
-      give_back(before)
-      if item.idempotency then
-        free_key(item.idempotency.name, item.event)
-      end
-      return refuse(refusal, item, notices)
-    end
-    if item.idempotency then
-      hold_key(item)
-      call('HSET', key, 'key', item.idempotency.name)
-    end
-    return open(key, ref, item, now, now + options.lifetime, take(item, ref, counts, notices), notices)
+  local state, found = read(ref)
+  if not state then
+    return reserve_first(ref, item)
   end
-  local found = fields(key, 'state', 'revision', 'reserve', 'lease', 'deadline', 'held', 'refusal', 'over', 'ended')
-  if found.over or found.ended then
+  local known = found.revision and item.revision <= found.revision
+  if found.over then
     return { 'closed', 0, 0, '', {}, {} }
-  end
-  local known = found.revision and item.revision <= tonumber(found.revision)
-  if found.state == 'open' and known then
-    return { 'granted', tonumber(found.reserve), tonumber(found.lease), '', states_of(item.limits), {} }
-  elseif found.state == 'open' then
-    return replace(key, ref, item, found)
-  elseif found.state == 'refused' and known then
-    return { 'refused', 0, 0, cjson.decode(found.refusal), states_of(item.limits), {} }
+  elseif state == OPEN and known then
+    return { 'granted', found.reserve, tonumber(call('ZSCORE', LEASES, ref)), '', states_of(item.limits), {} }
+  elseif state == OPEN then
+    return replace(ref, item, found)
+  elseif state == REFUSED and known then
+    return { 'refused', 0, 0, found.refusal, states_of(item.limits), {} }
   end
   return { 'closed', 0, 0, '', {}, {} }
 end
@@ -170,18 +208,10 @@ local operations = {}
 local function finish(ended)
   for _, item in ipairs(ended) do
     local ref = reference(item)
-    local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held')
-    if found.state == 'open' then
-      local kept = {}
-      for _, entry in ipairs(cjson.decode(found.held)) do
-        if entry.kind then
-          kept[#kept + 1] = entry
-        else
-          leave(place_held(entry), ref)
-        end
-      end
-      call('HSET', key, 'held', cjson.encode(kept), 'ended', 1)
+    local state, found = read(ref)
+    if state == OPEN then
+      leave_all(found.held, ref)
+      change_state(ref, ENDED)
     end
   end
   return #ended
@@ -214,13 +244,12 @@ function operations.release()
   local answers = {}
   for index, item in ipairs(items) do
     local ref = reference(item)
-    local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held', 'over', 'key')
+    local state, found = read(ref)
     answers[index] = 0
-    if not found.state then
-      close(key, ref, 'released', {})
-    elseif found.state == 'open' then
-      close(key, ref, 'released', put_back(cjson.decode(found.held), ref, NOTHING))
+    if not state then
+      close(ref, RELEASED, {}, {})
+    elseif RUNNING[state] then
+      close(ref, RELEASED, found, put_back(found.held, ref, NOTHING))
       if found.key and not found.over then
         free_key(found.key, item.event)
       end
@@ -235,15 +264,9 @@ function operations.renew()
   local answers = {}
   for index, item in ipairs(items) do
     local ref = reference(item)
-    local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'lease', 'deadline')
-    answers[index] = 0
-    if found.state == 'open' and now < tonumber(found.deadline) then
-      local lease = math.min(now + options.lease, tonumber(found.deadline))
-      call('HSET', key, 'lease', lease)
-      call('ZADD', LEASES, lease, ref)
-      answers[index] = lease
-    end
+    local state, found = read(ref)
+    local goes_on = RUNNING[state] and now < deadline_of(found)
+    answers[index] = goes_on and lease(ref, found) or 0
   end
   return answers
 end
@@ -253,16 +276,11 @@ function operations.settle()
   local answers = {}
   for index, item in ipairs(items) do
     local ref = reference(item)
-    local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held', 'rank', 'over', 'key')
+    local state, found = read(ref)
     answers[index] = 0
-    if found.state and item.rank > tonumber(found.rank or '-1') then
-      local state = found.state
-      if state == 'open' or state == 'expiring' then
-        state = 'settled'
-      end
-      close(key, ref, state, put_back(cjson.decode(found.held), ref, item))
-      call('HSET', key, 'rank', item.rank)
+    if state and item.rank > (found.rank or -1) then
+      found.rank = item.rank
+      close(ref, UNSETTLED[state] and SETTLED or state, found, put_back(found.held, ref, item))
       if found.key and not found.over then
         end_key(found.key, item.event)
       end
@@ -277,17 +295,12 @@ end
 function operations.claim()
   local answers = {}
   for _, ref in ipairs(call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, options.most)) do
-    local key = PREFIX .. 'r:' .. ref
-    local found = fields(key, 'state', 'held', 'reserve', 'about')
-    if found.state == 'open' or found.state == 'expiring' then
-      for _, entry in ipairs(cjson.decode(found.held)) do
-        if not entry.kind then
-          leave(place_held(entry), ref)
-        end
-      end
-      call('HSET', key, 'state', 'expiring')
+    local state, found = read(ref)
+    if UNSETTLED[state] then
+      leave_all(found.held, ref)
+      change_state(ref, EXPIRING)
       call('ZADD', LEASES, now + options.hold, ref)
-      answers[#answers + 1] = { ref, tonumber(found.reserve), found.about }
+      answers[#answers + 1] = { ref, found.reserve, found.about }
     else
       call('ZREM', LEASES, ref)
     end
@@ -295,12 +308,12 @@ function operations.claim()
   return answers
 end
 
--- Answers state and time of reservation, or an empty state.
+-- Answers whether each is known at all, whether it still runs, and when it was made.
 function operations.look_up()
   local answers = {}
   for index, item in ipairs(items) do
-    local found = fields(PREFIX .. 'r:' .. reference(item), 'state', 'reserve')
-    answers[index] = { found.state or '', tonumber(found.reserve or '0') }
+    local state, found = read(reference(item))
+    answers[index] = { state ~= nil, UNSETTLED[state] == true, found.reserve or 0 }
   end
   return answers
 end

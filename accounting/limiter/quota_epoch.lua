@@ -8,8 +8,8 @@ function operations.begin()
     call('HSET', KEYS[1], 'id', options.epoch, 'open_at', now + options.recovery)
     began = 1
   end
-  local found = fields(KEYS[1], 'id', 'open_at')
-  return { began, found.id, tonumber(found.open_at), now }
+  local found = call('HMGET', KEYS[1], 'id', 'open_at')
+  return { began, found[1], tonumber(found[2]), now }
 end
 
 -- Puts what is known from elsewhere into windows: at least `amount` at the time the item names, which is a bucket of a window
@@ -39,23 +39,20 @@ function operations.restore()
   local notices = {}
   for index, item in ipairs(items) do
     local ref = reference(item)
-    local key = PREFIX .. 'r:' .. ref
     local since = math.min(item.since, now)
     notices[index] = {}
-    if call('EXISTS', key) == 0 and now < since + options.lifetime then
+    if not read(ref) and now < since + options.lifetime then
       for _, number in ipairs(item.limits) do
         place_of(limits[number])
       end
       local held, counts = {}, not counted_before(item)
       -- An event holds what its latest attempt holds, which was restored before this one perhaps.
-      local over = call('EXISTS', PREFIX .. 'r:' .. item.event .. ':' .. item.attempt + 1) == 1
-      if over then
-        call('HSET', key, 'over', 1)
-      else
+      local over = read(item.event .. ':' .. item.attempt + 1) and true
+      if not over then
         take_over(item)
         held = take(item, ref, counts, notices[index])
       end
-      open(key, ref, item, since, since + options.lifetime, held, notices[index])
+      open(ref, item, { reserve = since, over = over }, held, notices[index])
     end
   end
   return { operations.renew(), notices }

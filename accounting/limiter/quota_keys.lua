@@ -1,7 +1,7 @@
 -- The part of the limiter's script that knows idempotency keys: which request has one, and what became of it. It stands
 -- between `quota_limits.lua` and `quota.lua`.
 --
--- Keys                                    all begin with {naru}:
+-- Keys                                    all begin with PREFIX
 --   i:<scope>:<id>:<hash>                 hash: the request that a caller gave a key to: event, digest, state, ends (when the
 --                                         key is free again), ended (when it was settled)
 --   o:<event>                             what to answer when it is asked for again, encrypted

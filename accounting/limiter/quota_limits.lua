@@ -126,16 +126,13 @@ local function take(item, ref, counts, notices)
       done[place] = true
       if place.flying then
         enter(place, ref)
-        held[#held + 1] = { key = place.key }
+        held[#held + 1] = entry_of(place)
       elseif limit.kind == 'requests' then
         change(place, place.bucket, counts and 1 or 0)
       else
         local amount = AMOUNTS[limit.kind](item)
         change(place, place.bucket, amount)
-        held[#held + 1] = {
-          key = place.key, kind = limit.kind, amount = exactly(amount), width = place.width, bucket = place.bucket,
-          ends = place.ends and exactly(place.ends),
-        }
+        held[#held + 1] = entry_of(place, limit.kind, amount)
       end
     end
   end
@@ -145,18 +142,26 @@ local function take(item, ref, counts, notices)
   return held
 end
 
+-- Gives back the places in flight.
+local function leave_all(held, ref)
+  for _, entry in ipairs(held) do
+    if not entry[KIND] then
+      leave(place_held(entry), ref)
+    end
+  end
+end
+
 -- Makes the amounts held those of `exact`, gives places in flight back; returns what is still worth remembering.
 local function put_back(held, ref, exact)
   local kept = {}
   for _, entry in ipairs(held) do
-    local place = place_held(entry)
-    if entry.kind then
-      local amount = AMOUNTS[entry.kind](exact)
-      change(place, entry.bucket, amount - tonumber(entry.amount))
-      entry.amount = exactly(amount)
+    if entry[KIND] then
+      local amount = AMOUNTS[entry[KIND]](exact)
+      change(place_held(entry), entry[SINCE], amount - entry[AMOUNT])
+      entry[AMOUNT] = amount
       kept[#kept + 1] = entry
     else
-      leave(place, ref)
+      leave(place_held(entry), ref)
     end
   end
   return kept

@@ -2,7 +2,7 @@
 --
 -- One call handles a batch of items, in order; each item all or nothing.
 --
--- KEYS[1]  {naru}:epoch. Every key has the same hash tag, so that one primary owns them all and one script sees them all.
+-- KEYS[1]  <prefix>epoch. Every key has the same hash tag, so that one primary owns them all and one script sees them all.
 -- ARGV[1]  operation: reserve, release, renew, settle, claim, look_up, inspect, begin, load,
 --          restore, recover, recovered
 -- ARGV[2]  map: now (microseconds; absent: Redis's own time), lease, lifetime, memory (microseconds), periods (for each window
@@ -13,12 +13,12 @@
 -- Both are MessagePack, and so is the answer: whole numbers pass through it exactly, and it is one string for either side to
 -- read.
 --
--- Keys                                    all begin with {naru}:
+-- Keys                                    all begin with that prefix
 --   now                                   the latest time seen; time never goes back
 --   epoch                                 hash: id, open_at, recovered (once it is). Gone when Redis was emptied
 --   known                                 hash: what a recovery put into which window
 --   leases                                sorted set: event:attempt by the end of its lease
---   r:<event>:<attempt>                   hash: one reservation, or what must be remembered of a closed one
+--   r:<event>:<attempt>                   one reservation, or what must be remembered of a closed one; `quota.lua` says how
 --   c:<owner>                             set: the event:attempt in flight
 --   w:<owner>:<kind>:<window>             hash: an amount per bucket; total; first (no bucket is older), last (none younger)
 --   p:<owner>:<kind>:<window>:<begin>     what was taken in the period of the calendar that began then
@@ -29,11 +29,12 @@
 -- Times are microseconds, money is nano-units: exact in Lua's doubles and in MessagePack, never when joined to a string or
 -- encoded as JSON, which round to 14 digits, nor as an argument of call() above 17. `exactly` writes them out.
 
-local PREFIX = '{naru}:'
+local PREFIX = KEYS[1]:sub(1, -#'epoch' - 1)
 local LEASES = PREFIX .. 'leases'
 local SECOND = 1000000
 local BUCKETS = 60
 local CONCURRENCY_RETRY = SECOND
+local EXACT = 2 ^ 53
 local WIDTHS = { minute = SECOND, hour = 60 * SECOND }
 
 local call = redis.call
@@ -119,6 +120,16 @@ local function read_total(place)
   return place
 end
 
+-- Of a place for all time.
+local function add_to_total(place, delta)
+  local sum = call('INCRBY', place.key, exactly(delta))
+  if math.abs(sum) < EXACT then
+    place.text, place.there, place.used = exactly(sum), true, sum
+  else
+    read_total(place)
+  end
+end
+
 local function read_flying(key)
   return { key = key, flying = true, used = call('SCARD', key) }
 end
@@ -161,16 +172,24 @@ local function place_of(limit)
   return limit.place
 end
 
--- The place that a reservation remembers to have taken something of.
+-- What a reservation remembers of a place of which it took something, in this order: of one in flight only its name, which is
+-- the key without PREFIX; SINCE is the bucket of a window that slides, and the end of a period.
+local NAME, KIND, AMOUNT, SINCE, WIDTH = 1, 2, 3, 4, 5
+
+local function entry_of(place, kind, amount)
+  return { place.key:sub(#PREFIX + 1), kind, amount, place.width and place.bucket or place.ends, place.width }
+end
+
+-- The place that a reservation remembers.
 local function place_held(entry)
-  local key = entry.key
+  local key = PREFIX .. entry[NAME]
   if not places[key] then
-    if entry.width then
-      places[key] = read_window(key, entry.width)
-    elseif entry.ends then
-      places[key] = read_period(key, tonumber(entry.ends))
+    if entry[WIDTH] then
+      places[key] = read_window(key, entry[WIDTH])
+    elseif entry[SINCE] then
+      places[key] = read_period(key, entry[SINCE])
     else
-      places[key] = entry.kind and read_total({ key = key }) or read_flying(key)
+      places[key] = entry[KIND] and read_total({ key = key }) or read_flying(key)
     end
   end
   return places[key]
@@ -198,8 +217,7 @@ local function change(place, bucket, delta)
     place.added = place.added + delta
     place.begun = place.begun or not place.there
   else
-    call('INCRBY', place.key, exactly(delta))
-    read_total(place)
+    add_to_total(place, delta)
     return
   end
   place.there, place.changed, place.used = true, true, place.used + delta

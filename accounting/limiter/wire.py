@@ -105,6 +105,14 @@ def decode_ref(text: str) -> EventRef:
     return EventRef(event_id, int(attempt))
 
 
+def amounts_held(reservation: bytes) -> dict[str, int]:
+    """What a reservation, as the script wrote it, holds of each place that counts amounts; nothing if it is empty."""
+    if not reservation:
+        return {}
+    # By `entry_of` of `quota_places.lua`.
+    return {entry[0]: int(entry[2]) for entry in msgspec.msgpack.decode(reservation[1:])["held"] if len(entry) > 1}
+
+
 def _encode_work(work: Work) -> str:
     who = work.principal
     principal = [who.workspace_id, who.role, who.tier, who.key_id, who.user_id, who.service_account]

@@ -132,4 +132,4 @@ async def test_what_is_counted_right_stays(till: Till, books: Books) -> None:
 async def _forget(books: Books, *event_ids: str) -> None:
     """What Redis does with a reservation an hour after it was closed."""
     for event_id in event_ids:
-        assert await books.limiter.redis.delete(f"{{naru}}:r:{event_id}:0") == 1
+        assert await books.limiter.redis.delete(f"{{naru-2}}:r:{event_id}:0") == 1
