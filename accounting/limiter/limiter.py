@@ -51,6 +51,8 @@ KEY_PREFIX = "{naru-2}:"
 """What the names of all keys begin with. Another format of what they hold takes another number: to it Redis is empty."""
 EPOCH_KEY = f"{KEY_PREFIX}epoch"
 _CONNECTIONS = 16
+# Redis does one thing at a time: settling so many takes it a millisecond or two, and reservations wait for it.
+_ITEMS = 128
 _TIMEOUT_SECONDS = 2.0
 _OUTCOME_SECONDS = 3_600
 _AWAY = (
@@ -200,7 +202,7 @@ class Limiter:
 
     async def release(self, refs: Sequence[EventRef]) -> list[bool]:
         """Gives back what each holds, except its request count. Tells which were open."""
-        return [answer == 1 for answer in await self._run("release", encode_refs(refs))]
+        return [answer == 1 for answer in await self._run_all("release", encode_refs(refs))]
 
     async def finish(self, refs: Sequence[EventRef]) -> None:
         """Gives back the places in flight of requests that have ended, before what they used is known."""
@@ -208,7 +210,7 @@ class Limiter:
 
     async def renew(self, refs: Sequence[EventRef]) -> list[int | None]:
         """Extends leases. Tells when each ends (microseconds); None when it does not go on."""
-        return [answer or None for answer in await self._run("renew", encode_refs(refs))]
+        return [answer or None for answer in await self._run_all("renew", encode_refs(refs))]
 
     async def restore(
         self, items: Sequence[tuple[Reservation, Sequence[Limit], int]]
@@ -240,7 +242,7 @@ class Limiter:
             }
             for item in items
         ]
-        await self._run("settle", encoded)
+        await self._run_all("settle", encoded)
 
     async def claim_expired(self, most: int, hold_seconds: float) -> list[ReservedWork]:
         """Takes up to `most` reservations whose lease has ended, and returns their places in flight.
@@ -252,7 +254,7 @@ class Limiter:
 
     async def look_up(self, refs: Sequence[EventRef]) -> list[Known]:
         """What is known of each reservation."""
-        answers = await self._run("look_up", encode_refs(refs))
+        answers = await self._run_all("look_up", encode_refs(refs))
         return [Known(running, reserve_time, at_all) for at_all, running, reserve_time in answers]
 
     async def keep(self, kept: KeptOutcome, sealed: str) -> bool:
@@ -312,6 +314,13 @@ class Limiter:
     async def close(self) -> None:
         """Closes the connections."""
         await self._redis.aclose()
+
+    async def _run_all(self, operation: str, items: Sequence[Any]) -> list[Any]:
+        """The answers to any number of items that have nothing to do with each other, in calls that keep nobody waiting."""
+        answers: list[Any] = []
+        for start in range(0, len(items), _ITEMS):
+            answers += await self._run(operation, items[start : start + _ITEMS])
+        return answers
 
     async def _run(self, operation: str, items: Sequence[Any], **options: Any) -> Any:
         if not items and not options.get("finished") and operation not in ("claim", "begin", "recovered"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
+from accounting.bulk import Bulk, insert_given
 from accounting.quota import EventRef, Work
 from accounting.tables import request_log, usage_events
 from accounting.usage.report_store import used_by
@@ -24,6 +25,31 @@ _USED = ("served_model", "cost", "outcome", "accuracy")
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens")
 
 
+_KEY = ("request_id", "start_time")
+_AS_IT_IS = (
+    *_KEY,
+    "event_id",
+    "endpoint",
+    "requested_model",
+    "status",
+    "reason",
+    "duration_us",
+    "first_byte_us",
+    "request_bytes",
+    "response_bytes",
+    "stream",
+    "trace_id",
+    "finish_reason",
+)
+_COLUMNS: dict[str, Callable[[RequestRecord], Any]] = {
+    **{name: attrgetter(name) for name in _AS_IT_IS},
+    "key_id": lambda one: one.principal.key_id if one.principal else "",
+    "user_id": lambda one: one.principal.user_id if one.principal else "",
+    "service_account": lambda one: one.principal.service_account if one.principal else "",
+    "workspace_id": lambda one: one.principal.workspace_id if one.principal else "",
+}
+
+
 class RequestStore:
     """Keeps the request log, and reads line by line. Raises NaruError SERVICE_UNAVAILABLE when the database is away."""
 
@@ -34,11 +60,10 @@ class RequestStore:
         """Adds to the request log what is not in it yet."""
         if not records:
             return
-        insert = postgresql.insert if self._database.is_postgresql else sqlite.insert
-        statement = insert(request_log).on_conflict_do_nothing(index_elements=["request_id", "start_time"])
-        ordered = sorted(records, key=lambda record: (record.request_id, record.start_time))
+        ordered = sorted(records, key=attrgetter(*_KEY))
+        columns = {name: [read(record) for record in ordered] for name, read in _COLUMNS.items()}
         async with self._database.writing() as connection:
-            await connection.execute(statement, [_columns(record) for record in ordered])
+            await _INSERT.execute(connection, columns)
 
     async def requests(self, query: RequestQuery, size: int, token: str) -> tuple[list[LoggedRequest], str]:
         """One page of requests, the newest first, and the token of the next one, empty when there is none.
@@ -128,28 +153,11 @@ def _conditions(query: RequestQuery) -> list[sa.ColumnElement[bool]]:
     return conditions
 
 
-def _columns(record: RequestRecord) -> dict[str, Any]:
-    who = record.principal
-    return {
-        "request_id": record.request_id,
-        "start_time": record.start_time,
-        "event_id": record.event_id,
-        "key_id": who.key_id if who else "",
-        "user_id": who.user_id if who else "",
-        "service_account": who.service_account if who else "",
-        "workspace_id": who.workspace_id if who else "",
-        "endpoint": record.endpoint,
-        "requested_model": record.requested_model,
-        "status": record.status,
-        "reason": record.reason,
-        "duration_us": record.duration_us,
-        "first_byte_us": record.first_byte_us,
-        "request_bytes": record.request_bytes,
-        "response_bytes": record.response_bytes,
-        "stream": record.stream,
-        "trace_id": record.trace_id,
-        "finish_reason": record.finish_reason,
-    }
+def _insert(dialect: str) -> sa.ClauseElement:
+    return insert_given(dialect, request_log, tuple(_COLUMNS)).on_conflict_do_nothing(index_elements=_KEY)
+
+
+_INSERT = Bulk(_insert)
 
 
 def _logged(row: sa.Row[Any]) -> LoggedRequest:

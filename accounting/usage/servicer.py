@@ -23,6 +23,7 @@ from naru.context import current
 from naru.errors import NaruError
 from naru.identity import ServiceName
 from naru.logs import Logger
+from naru.turns import in_turns
 
 _MAX_EVENTS = 1_024
 _MAX_RECORDS = 4_096
@@ -67,7 +68,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
     ) -> usage_service_pb2.RecordUsageResponse:
         checks.batch("events", len(request.events), _MAX_EVENTS)
         service = current().caller.service
-        read = [self._taken(convert.event_from_proto(event, service)) for event in request.events]
+        read = await in_turns(lambda event: self._taken(convert.event_from_proto(event, service)), request.events)
         statuses = iter(await self._recorder.record([one for one in read if not isinstance(one, NaruError)]))
         if request.HasField("counters"):
             await self._keep_counters(request.counters, service)
@@ -83,7 +84,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         ],
     ) -> usage_service_pb2.RecordRequestsResponse:
         checks.batch("records", len(request.records), _MAX_RECORDS)
-        read = [convert.record_from_proto(record) for record in request.records]
+        read = await in_turns(convert.record_from_proto, request.records)
         kept = [record for record in read if record is not None]
         if len(kept) < len(read):
             self._logger.warning("dropped malformed request records", count=len(read) - len(kept))

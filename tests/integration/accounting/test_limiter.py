@@ -300,6 +300,20 @@ async def test_a_request_that_has_ended_gives_its_place_back_at_once(limiter: Li
     assert tokens.remaining == 93
 
 
+async def test_a_crowd_is_settled_in_calls_that_others_come_between(limiter: Limiter) -> None:
+    """Redis does one thing at a time: what takes long is asked for in parts, and answered as one."""
+    refs = [new_ref() for _ in range(300)]
+    limits = (in_flight(1_000), per_minute(10_000, LimitKind.INPUT_TOKENS))
+    await limiter.reserve([(reservation(ref), limits) for ref in refs])
+    assert [one.running for one in await limiter.look_up([*refs, new_ref()])] == [True] * 300 + [False]
+    calls = (await limiter.redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+    await limiter.settle([Exact(ref, Evidence.FINAL, Usage(7, 0)) for ref in refs])
+    assert (await limiter.redis.info("commandstats"))["cmdstat_evalsha"]["calls"] == calls + 3
+    places, tokens = sorted(await limiter.inspect(limits), key=lambda one: one.limit.limit)
+    assert (places.remaining, tokens.remaining) == (1_000, 10_000 - 300 * 7)
+    assert await limiter.renew([*refs, new_ref()]) == [None] * 301
+
+
 async def test_a_release_gives_everything_back_but_the_request(limiter: Limiter) -> None:
     """Releasing twice gives back once."""
     ref = new_ref()
