@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 from accounting.quota import EventRef, Work
 from naru.usage import Accuracy, Evidence, Outcome, Usage
 
@@ -17,8 +19,7 @@ class RecordStatus(StrEnum):
     KNOWN = "known"
 
 
-@dataclass(frozen=True, slots=True)
-class UsageEvent:
+class UsageEvent(msgspec.Struct, frozen=True):
     """What one attempt of one request used. Times in microseconds since the Unix epoch, None when unknown."""
 
     ref: EventRef
@@ -33,8 +34,7 @@ class UsageEvent:
     epoch: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BookedEvent:
+class BookedEvent(msgspec.Struct, frozen=True):
     """An event, booked at `reserve_time` (microseconds since the Unix epoch).
 
     Attributes:
@@ -133,8 +133,7 @@ def difference(new: Usage, old: Usage) -> Usage:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Exact:
+class Exact(msgspec.Struct, frozen=True):
     """What an attempt counts with from now on, by evidence of a rank: what the limiter has to be told."""
 
     ref: EventRef

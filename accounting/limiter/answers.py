@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from accounting.idempotency import Held, HeldState
 from accounting.quota import (
@@ -26,8 +27,7 @@ from naru.errors import NaruError
 _MICROS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """The answer to one reservation, before anything is added to a grant, or read of what was kept."""
 
     outcome: Grant | Held | NaruError

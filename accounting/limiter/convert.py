@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import msgspec
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from accounting import checks
@@ -68,7 +67,7 @@ def running_from_proto(message: quota_service_pb2.RunningRequest) -> RunningRequ
         since = time_from_proto("reserve_time", message.reserve_time) if message.HasField("reserve_time") else 0
     except NaruError:
         return None
-    return RunningRequest(replace(reservation, idempotency=None), since)
+    return RunningRequest(msgspec.structs.replace(reservation, idempotency=None), since)
 
 
 def refused_to_proto(message: quota_service_pb2.Reservation, error: NaruError) -> quota_service_pb2.ReserveResult:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from accounting.catalogue.catalogue import Catalogue
 from accounting.catalogue.keeper import CatalogueKeeper
@@ -158,7 +160,7 @@ class Reservations:
             output_tokens = min(cap * reservation.choices, MAX_TOKENS)
         cost = prices.most(reservation.input_tokens, output_tokens) if prices else 0
         if cost or cap:
-            reservation = replace(reservation, output_tokens=output_tokens, cost=cost)
+            reservation = msgspec.structs.replace(reservation, output_tokens=output_tokens, cost=cost)
         return _Prepared(reservation, limits, cap, prices)
 
     def _decision(self, prepared: _Prepared, taken: Taken) -> Decision:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import msgspec
+
 from naru.errors import invalid_argument
 from naru.identity import Principal
 from naru.usage import Accuracy, Outcome, Usage
@@ -12,8 +14,7 @@ from naru.usage import Accuracy, Outcome, Usage
 _TRACE_ID = re.compile("[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct, frozen=True):
     """What the edge saw of one HTTP request. Times and spans in microseconds, sizes in bytes."""
 
     request_id: str

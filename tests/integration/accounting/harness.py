@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -42,6 +41,7 @@ from naru.logs import get_logger
 from naru.metrics import Metrics
 from naru.testing.clock import FakeClock
 from naru.usage import Accuracy, Evidence, Outcome, Usage
+from tests.support.copies import replace
 
 SECOND = 1_000_000
 START = 1_800_000_000 * SECOND

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -17,6 +16,7 @@ from naru.usage import Evidence
 from tests.integration.accounting.harness import START, Books, new_ref, report
 from tests.integration.accounting.test_costs import price, sell
 from tests.integration.accounting.test_ledger_verification import verifier
+from tests.support.copies import replace
 
 UNTOUCHED = {LimitKind.REQUESTS: 100, LimitKind.TOTAL_TOKENS: 10_000, LimitKind.CONCURRENCY: 4}
 

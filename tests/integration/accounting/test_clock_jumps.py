@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import SECOND, START, Books, report
 from tests.integration.accounting.test_costs import DEARER, allow, left, price, sell
 from tests.integration.accounting.test_ledger_verification import verifier
+from tests.support.copies import replace
 
 DAY = 86_400
 MONTH = 30 * DAY

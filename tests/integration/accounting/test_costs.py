@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from accounting.catalogue.catalogue import Price
@@ -28,6 +27,7 @@ from tests.integration.accounting.harness import (
     report,
     reservation,
 )
+from tests.support.copies import replace
 
 # One nano-unit for a prompt token, two for a cached one, ten for one generated, a hundred for the request.
 PRICES = UnitPrices(1_000_000, 2_000_000, 10_000_000, 100)

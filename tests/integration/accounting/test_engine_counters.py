@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -18,6 +17,7 @@ from accounting.usage.rollup_store import RollupStore
 from naru.usage import Accuracy, Evidence, Usage
 from tests.integration.accounting.harness import SECOND, START, Books, new_ref, report
 from tests.integration.accounting.test_ledger_verification import verifier
+from tests.support.copies import replace
 
 DAY = 86_400 * SECOND
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from accounting.quota import Grant, LimitKind, Renewal
 from naru.errors import NaruError, Reason
 from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, empty, report
+from tests.support.copies import replace
 
 
 async def test_the_very_first_start_does_not_wait(books: Books, redis_url: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from dataclasses import replace
 
 import pytest
 
@@ -30,6 +29,7 @@ from tests.integration.accounting.harness import (
     per_minute,
     reservation,
 )
+from tests.support.copies import replace
 
 LEASE, LIFETIME, KEPT_FOR = 60 * SECOND, 3_600 * SECOND, 3_600 * SECOND
 SAME, OTHER = b"\1" * 32, b"\2" * 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 from typing import Any
@@ -24,6 +24,7 @@ from naru.database import Database
 from naru.identity import Principal
 from naru.usage import Evidence
 from tests.integration.accounting.harness import START, WORK, new_ref, report, upgrade_to
+from tests.support.copies import replace
 
 DELIVERED, FINAL = Evidence.DELIVERED, Evidence.FINAL
 

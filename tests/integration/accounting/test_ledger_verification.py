@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import sqlalchemy as sa
 
@@ -17,6 +15,7 @@ from naru.ids import uuid7
 from naru.usage import Evidence
 from tests.integration.accounting.harness import START, Books, booked, new_ref, report
 from tests.integration.accounting.test_costs import price, sell
+from tests.support.copies import replace
 
 
 def verifier(books: Books) -> LedgerVerifier:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -23,6 +22,7 @@ from naru.ids import uuid7
 from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import LOG, PRINCIPAL, START, WORK, Books, empty, refused, report
 from tests.integration.accounting.test_costs import price, sell
+from tests.support.copies import replace
 
 OPERATOR = Caller(service=ServiceName.OPERATOR)
 COST = 10 * 2 + 20 * 10 + 100

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from accounting.limits import Budget, LimitRule
@@ -14,6 +12,7 @@ from accounting.usage.retention_store import RetentionStore
 from accounting.usage.rollup_store import RollupStore
 from naru.usage import Evidence
 from tests.integration.accounting.harness import PRINCIPAL, SECOND, START, WORK, Books, empty, new_ref, report
+from tests.support.copies import replace
 
 HOUR = 3_600 * SECOND
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from naru.database import Database
 from naru.ids import uuid7
 from naru.usage import Accuracy, Evidence, Outcome, Usage
 from tests.integration.accounting.harness import PRINCIPAL, SECOND, START, booked, new_ref, refused, report
+from tests.support.copies import replace
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from accounting.quota import EventRef, LimitKind, Renewal, RunningRequest
 from accounting.settlement import UsageEvent
 from naru.errors import NaruError, Reason
@@ -18,6 +16,7 @@ from tests.integration.accounting.harness import (
     report,
     reservation,
 )
+from tests.support.copies import replace
 
 METERED_WORK = replace(WORK, principal=replace(PRINCIPAL, tier="metered"))
 

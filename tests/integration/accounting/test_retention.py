@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import sqlalchemy as sa
 
@@ -23,6 +21,7 @@ from naru.testing.clock import FakeClock
 from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import LOG, NEVER, SECOND, START, booked, new_ref, refused, report
 from tests.integration.accounting.test_requests import line
+from tests.support.copies import replace
 
 DAY = 86_400 * SECOND
 HOUR = 3_600 * SECOND

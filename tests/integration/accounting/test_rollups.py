@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from naru.metrics import Metrics
 from naru.testing import databases
 from naru.usage import Accuracy, Evidence, Outcome, Usage
 from tests.integration.accounting.harness import LOG, NEVER, START, Books, booked, new_ref, report, upgrade_to
+from tests.support.copies import replace
 
 BASE = START // HOUR_MICROS * HOUR_MICROS
 PEOPLE = (

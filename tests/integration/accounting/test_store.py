@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.usage import Evidence, Usage
 from tests.integration.accounting.harness import NEVER, PRINCIPAL, START, WORK, booked, new_ref, refused, report
+from tests.support.copies import replace
 
 RECORDED, KNOWN = RecordStatus.RECORDED, RecordStatus.KNOWN
 DAY = 86_400 * 1_000_000
