@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.accounts import EventRef, HeldReservation, KeptOutcome, RequestRecord, Reservation, ReserveResult
 from edge.convert import (
+    KINDS_WITH_HEADERS,
     broken_to_usage_event,
     event_ref_to_proto,
     held_to_proto,
@@ -194,7 +195,9 @@ class QuotaClient:
         if not reservations and not finished:
             return ()
         request = quota_service_pb2.ReserveSessionRequest(
-            reserve=quota_service_pb2.ReserveRequest(items=[reservation_to_proto(item) for item in reservations]),
+            reserve=quota_service_pb2.ReserveRequest(
+                items=[reservation_to_proto(item) for item in reservations], limit_kinds=KINDS_WITH_HEADERS
+            ),
             traceparent=current_traceparent(),
             finished=[event_ref_to_proto(event) for event in finished],
         )

@@ -33,6 +33,7 @@ from edge.generation import (
     ServedModel,
     ToolCallDelta,
 )
+from edge.limits import TOKEN_KINDS
 from naru.api.accounting.v1 import limit_pb2, price_pb2, quota_service_pb2, usage_event_pb2
 from naru.api.inference.v1 import generation_pb2, inference_service_pb2, model_service_pb2
 from naru.convert import (
@@ -77,6 +78,8 @@ _KINDS = {
     limit_pb2.LIMIT_KIND_COST: LimitKind.COST,
     limit_pb2.LIMIT_KIND_CONCURRENCY: LimitKind.CONCURRENCY,
 }
+KINDS_WITH_HEADERS = tuple(number for number, kind in _KINDS.items() if kind in (LimitKind.REQUESTS, *TOKEN_KINDS))
+"""Kinds of limits that answers tell of."""
 _WINDOWS = {
     limit_pb2.LIMIT_WINDOW_MINUTE: LimitWindow.MINUTE,
     limit_pb2.LIMIT_WINDOW_HOUR: LimitWindow.HOUR,

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from edge.accounts import LimitKind, LimitState, LimitWindow
 
-_TOKENS = (LimitKind.TOTAL_TOKENS, LimitKind.INPUT_TOKENS, LimitKind.OUTPUT_TOKENS)
+TOKEN_KINDS = (LimitKind.TOTAL_TOKENS, LimitKind.INPUT_TOKENS, LimitKind.OUTPUT_TOKENS)
+"""Kinds that one header for tokens stands for."""
 
 
 def limit_headers(limits: Sequence[LimitState]) -> dict[str, str]:
     """The headers for `limits`, which stand tightest first; only for those there are, and that can refuse."""
     headers: dict[str, str] = {}
     enforced = [state for state in limits if not state.shadow]
-    for name, kinds in (("Requests", (LimitKind.REQUESTS,)), ("Tokens", _TOKENS)):
+    for name, kinds in (("Requests", (LimitKind.REQUESTS,)), ("Tokens", TOKEN_KINDS)):
         state = next((state for state in enforced if state.kind in kinds), None)
         if state is not None:
             headers[f"X-RateLimit-Limit-{name}"] = str(state.limit)

@@ -19,6 +19,7 @@ from accounting.quota import (
     Decision,
     EventRef,
     Grant,
+    LimitKind,
     LimitOverview,
     LimitState,
     Renewal,
@@ -36,6 +37,7 @@ from naru.convert import (
 from naru.errors import NaruError, invalid_argument
 from naru.identity import Principal
 
+_ALL_KINDS = frozenset(LimitKind)
 _MICROS = 1_000_000
 
 
@@ -77,12 +79,19 @@ def refused_to_proto(message: quota_service_pb2.Reservation, error: NaruError) -
     )
 
 
-def decision_to_proto(decision: Decision) -> quota_service_pb2.ReserveResult:
-    """The answer to a reservation."""
+def kinds_from_proto(request: quota_service_pb2.ReserveRequest) -> frozenset[LimitKind]:
+    """The kinds of limits that the answers are to tell of."""
+    if not request.limit_kinds:
+        return _ALL_KINDS
+    return frozenset(kind for kind, number in KINDS_TO_PROTO.items() if number in request.limit_kinds)
+
+
+def decision_to_proto(decision: Decision, kinds: frozenset[LimitKind]) -> quota_service_pb2.ReserveResult:
+    """The answer to a reservation, with where limits of these kinds stand."""
     result = quota_service_pb2.ReserveResult(
         event_id=decision.ref.event_id,
         attempt=decision.ref.attempt,
-        limits=[_limit_to_proto(state) for state in decision.limits],
+        limits=[_limit_to_proto(state) for state in decision.limits if state.limit.kind in kinds],
     )
     match decision.outcome:
         case Grant() as grant:

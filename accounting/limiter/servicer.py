@@ -70,10 +70,11 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
         read = [convert.reservation_from_proto(item) for item in request.items]
         asked = [one for one in read if not isinstance(one, NaruError)]
         decisions = iter(await self._reservations.reserve(asked, ended))
+        kinds = convert.kinds_from_proto(request)
         results = [
             convert.refused_to_proto(item, one)
             if isinstance(one, NaruError)
-            else convert.decision_to_proto(next(decisions))
+            else convert.decision_to_proto(next(decisions), kinds)
             for item, one in zip(request.items, read, strict=True)
         ]
         return quota_service_pb2.ReserveResponse(results=results)

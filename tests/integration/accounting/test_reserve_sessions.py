@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 from accounting.app import migrate, running
 from accounting.config import AccountingConfig
-from naru.api.accounting.v1 import quota_service_pb2
+from naru.api.accounting.v1 import limit_pb2, quota_service_pb2
 from naru.api.common.v1 import error_reason_pb2
 from naru.errors import Reason
 from naru.identity import Principal, ServiceName, ServiceTokens
@@ -47,6 +47,26 @@ async def test_it_is_answered_as_calls_are(service: Service) -> None:
     assert set(decided) == {True, False}
     (again,) = await edge.reserve(items[0])
     assert again.grant.lease_expire_time == results[0].grant.lease_expire_time
+    session.close()
+
+
+async def test_it_tells_of_the_kinds_of_limits_that_are_asked_for(service: Service) -> None:
+    """Of all kinds when none is named; of a kind that this build does not know there are no limits."""
+    session = service.as_service(ServiceName.EDGE).session()
+
+    async def told(*kinds: limit_pb2.LimitKind.ValueType) -> set[limit_pb2.LimitKind.ValueType]:
+        reserve = quota_service_pb2.ReserveRequest(items=[wanted(KEY)], limit_kinds=kinds)
+        answer = await session.ask(quota_service_pb2.ReserveSessionRequest(reserve=reserve), timeout=5)
+        (result,) = answer.reserved.results
+        assert result.HasField("grant")
+        return {limit.kind for limit in result.limits}
+
+    everything = await told()
+    assert limit_pb2.LIMIT_KIND_REQUESTS in everything
+    assert len(everything) > 1
+    assert await told(limit_pb2.LIMIT_KIND_REQUESTS) == {limit_pb2.LIMIT_KIND_REQUESTS}
+    assert await told(*everything) == everything
+    assert await told(limit_pb2.LimitKind.ValueType(99)) == set()
     session.close()
 
 

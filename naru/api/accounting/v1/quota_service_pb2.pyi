@@ -59,18 +59,24 @@ class ReserveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
+    LIMIT_KINDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
         """At most 256 reservations."""
+
+    @_builtins.property
+    def limit_kinds(self) -> _containers.RepeatedScalarFieldContainer[_limit_pb2.LimitKind.ValueType]:
+        """The answers tell of limits of these kinds only; none: of all kinds. All limits are checked either way."""
 
     def __init__(
         self,
         *,
         items: _abc.Iterable[Global___Reservation] | None = ...,
+        limit_kinds: _abc.Iterable[_limit_pb2.LimitKind.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "limit_kinds", b"limit_kinds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,7 +311,7 @@ class ReserveResult(_message.Message):
 
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[_limit_pb2.LimitState]:
-        """The limits that were checked, tightest first."""
+        """The limits that were checked, of the kinds that were asked for, tightest first."""
 
     def __init__(
         self,
