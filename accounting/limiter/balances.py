@@ -86,7 +86,7 @@ class Balances:
                 for ref in refs[start : start + _BATCH]:
                     _ = pipe.get(f"{KEY_PREFIX}r:{ref}")
                 for reservation in await pipe.execute():
-                    for name, amount in amounts_held(reservation or b"").items():
+                    for name, amount in amounts_held(reservation).items():
                         reserved[f"{KEY_PREFIX}{name}"] += amount
         return reserved
 

@@ -105,9 +105,9 @@ def decode_ref(text: str) -> EventRef:
     return EventRef(event_id, int(attempt))
 
 
-def amounts_held(reservation: bytes) -> dict[str, int]:
-    """What a reservation, as the script wrote it, holds of each place that counts amounts; nothing if it is empty."""
-    if not reservation:
+def amounts_held(reservation: bytes | None) -> dict[str, int]:
+    """What a reservation, as the script wrote it, holds of each place that counts amounts; nothing if there is none."""
+    if reservation is None:
         return {}
     # By `entry_of` of `quota_places.lua`.
     return {entry[0]: int(entry[2]) for entry in msgspec.msgpack.decode(reservation[1:])["held"] if len(entry) > 1}

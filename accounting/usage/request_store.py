@@ -23,8 +23,6 @@ from naru.usage import Accuracy, Outcome, Usage
 EXPORT_CHUNK = 500
 _USED = ("served_model", "cost", "outcome", "accuracy")
 _TOKENS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens")
-
-
 _KEY = ("request_id", "start_time")
 _AS_IT_IS = (
     *_KEY,

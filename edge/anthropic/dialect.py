@@ -9,10 +9,11 @@ from edge.accounts import LimitKind, LimitState
 from edge.anthropic.answers import event
 from edge.anthropic.errors import anthropic_error, anthropic_error_event, anthropic_plain_error
 from edge.dialect import Dialect
+from edge.limits import TOKEN_KINDS
 
 _KINDS = {
     "requests": (LimitKind.REQUESTS,),
-    "tokens": (LimitKind.TOTAL_TOKENS, LimitKind.INPUT_TOKENS, LimitKind.OUTPUT_TOKENS),
+    "tokens": TOKEN_KINDS,
     "input-tokens": (LimitKind.INPUT_TOKENS,),
     "output-tokens": (LimitKind.OUTPUT_TOKENS,),
 }
