@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.streaming.contestants import Contestant, everything_on, naru_in
 from bench.streaming.played_core import played_core
 from bench.streaming.tiny_model import make_tiny_model
-from tests.support.platform import MODEL, command_line, descendants
+from tests.support.platform import MODEL, descendants, program
 from tests.support.vllm_serve import VllmServe, vllm_serve
 
 ENGINE: dict[str, object] = {
@@ -93,7 +93,7 @@ def _engine(folder: Path, pace: float | None) -> Iterator[tuple[int | None, Mapp
 
 def _core_of(front_end: int) -> int:
     """The engine's first process: vLLM names its own."""
-    return next(pid for pid in descendants(front_end) if command_line(pid)[0].startswith("VLLM::"))
+    return next(pid for pid in descendants(front_end) if program(pid).startswith("VLLM::"))
 
 
 def _generated(served: VllmServe) -> float:

@@ -164,7 +164,7 @@ def test_limits_survive_a_kill_of_redis(naru: Platform) -> None:
 
     assert [remaining() for _ in range(4)] == [9, 8, 7, 6]
     time.sleep(1.5)  # written to disk every second
-    (redis,) = [p for p in children(naru.process.pid) if "redis-server" in command_line(p)[0]]
+    (redis,) = naru.redis_ids()
     os.kill(redis, signal.SIGKILL)
     until(lambda: answers(naru), 30, "requests to be admitted again")
     assert remaining() == 5

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from naru.identity import ServiceName
-from tests.support.platform import ROOT, Platform, alive, command_line, descendants, until
+from tests.support.platform import ROOT, Platform, alive, descendants, program, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 MODEL = "some-model"
@@ -128,7 +128,7 @@ def test_closing_the_terminal_ends_it_in_order(naru: Platform) -> None:
     while b"authsvc is ready" not in shown:
         shown += os.read(ours, 4096)
     below = descendants(naru.process.pid)
-    assert any("redis-server" in command_line(process_id)[0] for process_id in below)
+    assert any("redis-server" in program(process_id) for process_id in below)
     os.close(ours)
     assert naru.process.wait(timeout=60) == 0
     assert not any(map(alive, below))

@@ -105,9 +105,7 @@ class Platform:
 
     def redis_ids(self) -> list[int]:
         """Process ids of its Redis."""
-        return [
-            process_id for process_id in children(self.process.pid) if "redis-server" in command_line(process_id)[0]
-        ]
+        return [process_id for process_id in children(self.process.pid) if "redis-server" in program(process_id)]
 
     def metric(self, service: str, name: str) -> float:
         """The sum of a metric's samples, over labels."""
@@ -280,8 +278,13 @@ def descendants(process_id: int) -> list[int]:
     return found
 
 
+def program(process_id: int) -> str:
+    """What a process calls itself; empty when it has ended, which it may do between being listed and being asked."""
+    return (command_line(process_id) or [""])[0]
+
+
 def command_line(process_id: int) -> list[str]:
-    """The arguments of a process; empty when it has ended."""
+    """The program and arguments of a process; empty when it has ended."""
     try:
         return Path(f"/proc/{process_id}/cmdline").read_text().split("\0")
     except OSError:
