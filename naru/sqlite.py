@@ -32,10 +32,14 @@ class SqliteConnection(aiosqlite.Connection):
     Its thread ends with the first, so what a second one waits for never comes (aiosqlite 0.22.1, core.py:55). SQLAlchemy stops
     a connection twice when a task that is being cancelled is cancelled again, and then a process that stops never ends
     (SQLAlchemy 2.0.58, connectors/asyncio.py, `AsyncAdapt_terminate`).
+
+    And it closes what was opened for a task that was cancelled meanwhile, of which aiosqlite never hears (core.py:167).
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(partial(sqlite3.connect, *arguments, factory=_RolledBack, **options), _ROWS_AT_ONCE)
+        self._connect_to = partial(sqlite3.connect, *arguments, factory=_RolledBack, **options)
+        self._opened: sqlite3.Connection | None = None
+        super().__init__(self._open, _ROWS_AT_ONCE)
         # As SQLAlchemy has it: a thread that is left over keeps no process up.
         self._thread.daemon = True
         self._stopped: asyncio.Future[Any] | None = None
@@ -43,5 +47,14 @@ class SqliteConnection(aiosqlite.Connection):
     def stop(self) -> asyncio.Future[Any] | None:
         """Ends the thread once all that was asked before is done."""
         if self._running:
+            self._tx.put_nowait((None, self._close_opened))
             self._stopped = super().stop()
         return self._stopped
+
+    def _open(self) -> sqlite3.Connection:
+        self._opened = self._connect_to()
+        return self._opened
+
+    def _close_opened(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
