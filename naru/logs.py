@@ -14,7 +14,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from naru import api_key
 from naru.context import current_or_none
 
-Logger = structlog.stdlib.BoundLogger
+Logger = structlog.typing.FilteringBoundLogger
 
 
 def configure(service: str, level: str = "info") -> None:
@@ -35,13 +35,10 @@ def configure(service: str, level: str = "info") -> None:
         _mask_keys,
     ]
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *processors,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[*processors, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # Below this level its methods do nothing at all; a processor that filters is asked anew for every line.
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -66,7 +63,7 @@ def configure(service: str, level: str = "info") -> None:
 
 def get_logger(name: str) -> Logger:
     """A logger; name it after the module."""
-    logger: Logger = structlog.stdlib.get_logger(name)
+    logger: Logger = structlog.get_logger(name)
     return logger
 
 
