@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from functools import lru_cache
 
 from accounting.quota import MAX_ATTEMPT, MAX_TOKENS, EventRef
 from naru.errors import NaruError, Reason, invalid_argument
@@ -16,7 +15,6 @@ MAX_MODEL = 512
 MAX_ENDPOINT = 128
 MAX_REQUEST_ID = 128
 MAX_FINISH_REASON = 32
-_ADDRESSES = 4_096
 _REPORTERS = {
     Evidence.ACCEPTED: ServiceName.INFERENCE,
     Evidence.FINAL: ServiceName.INFERENCE,
@@ -61,7 +59,6 @@ def clipped(value: str, most: int) -> str:
     return value.replace("\0", "")[:most]
 
 
-@lru_cache(_ADDRESSES)
 def address(value: str) -> str:
     """An IP address in its one form; empty for what is none: nobody is refused for where they seem to come from."""
     try:

@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from naru import api_key
 
 KEY = api_key.generate(os.urandom)
+LEVELS = ["debug", "info", "warning", "error"]
 CODE = f"""
 import logging
 from naru import logs
@@ -37,3 +40,19 @@ def test_no_line_holds_keys_or_what_local_variables_held() -> None:
     for secret in (api_key.parse(KEY).secret, "the-prompt", "the-token"):
         assert secret not in done.stderr
     assert done.stderr.count(f"sk-naru-{api_key.parse(KEY).key_id}-***") == 6
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_stands_below_the_level_is_not_written(level: str) -> None:
+    """By our own loggers and by libraries'."""
+    code = f"""
+import logging
+from naru import logs
+logs.configure("edge", "{level}")
+for log in (logs.get_logger("ours"), logs.get_logger("bound").bind(), logging.getLogger("theirs")):
+    for level in {LEVELS}:
+        getattr(log, level)("a line")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    written = [json.loads(line)["level"] for line in done.stderr.splitlines()]
+    assert written == LEVELS[LEVELS.index(level) :] * 3
