@@ -86,7 +86,7 @@ def test_usage_is_exactly_what_the_response_said(naru: Platform) -> None:
     assert settled(naru, key) == (1, answer.usage.prompt_tokens, answer.usage.completion_tokens)
     shown = subprocess.run(
         [sys.executable, "-m", "naru", "usage", "--key", api_key.parse(key).key_id],
-        env={**os.environ, "NARU_UP_STATE": str(naru.state.root), "COLUMNS": "200"},
+        env={**naru.environ, "NARU_UP_STATE": str(naru.state.root), "COLUMNS": "200"},
         cwd=ROOT,
         capture_output=True,
         text=True,
