@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from naru.errors import NaruError, Reason, unavailable
 from naru.logs import get_logger
@@ -20,6 +23,8 @@ from naru.sqlite import SqliteConnection
 _TIMEOUT_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
 _SINGLE_CONNECTIONS = 3
+_RESTS_SINCE = "rests_since"
+_MOST_REST_SECONDS = 300.0
 # SQLSTATE classes: connection, authorisation, missing database, resources, operator intervention, system error.
 _OUTAGE_STATES = ("08", "28", "3D", "53", "57P", "58")
 _SQLITE_PRAGMAS = (
@@ -83,13 +88,8 @@ class Database:
             async with self.reading() as connection:
                 return (await connection.execute(statement, parameters)).all()
         with translated():
-            try:
-                return await _rows(self._single, statement, parameters)
-            except exc.DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-            # The connection was of before the database restarted; now all such connections are gone.
-            return await _rows(self._single, statement, parameters)
+            async with self._single.connect() as connection:
+                return (await connection.execute(statement, parameters)).all()
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -160,39 +160,45 @@ def _engine(url: sa.URL) -> AsyncEngine:
             sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
             return engine
         case "postgresql+asyncpg":
-            return create_async_engine(
-                url,
-                pool_size=10,
-                max_overflow=10,
-                pool_timeout=_TIMEOUT_SECONDS,
-                pool_pre_ping=True,  # a database that was restarted costs no failed request
-                hide_parameters=True,
-                connect_args={"timeout": _TIMEOUT_SECONDS, "command_timeout": _TIMEOUT_SECONDS},
-            )
+            return _postgresql_engine(url, pool_size=10, max_overflow=10)
         case driver:
             raise ValueError(f"the database driver {driver!r} is not one of sqlite+aiosqlite, postgresql+asyncpg")
 
 
 def _single_engine(url: sa.URL) -> AsyncEngine | None:
-    """For single statements on PostgreSQL: no transaction, and no question before each whether the connection still works."""
+    """For single statements on PostgreSQL: no transaction around each."""
     if url.drivername != "postgresql+asyncpg":
         return None
-    return create_async_engine(
+    return _postgresql_engine(url, isolation_level="AUTOCOMMIT", pool_size=_SINGLE_CONNECTIONS, max_overflow=0)
+
+
+def _postgresql_engine(url: sa.URL, **options: Any) -> AsyncEngine:
+    engine = create_async_engine(
         url,
-        isolation_level="AUTOCOMMIT",
-        pool_size=_SINGLE_CONNECTIONS,
-        max_overflow=0,
         pool_timeout=_TIMEOUT_SECONDS,
         hide_parameters=True,
         connect_args={"timeout": _TIMEOUT_SECONDS, "command_timeout": _TIMEOUT_SECONDS},
+        **options,
     )
+    sa.event.listen(engine.sync_engine, "checkin", _note_rest)
+    sa.event.listen(engine.sync_engine, "checkout", _replace_lost)
+    return engine
 
 
-async def _rows(
-    engine: AsyncEngine, statement: sa.Select[Any], parameters: Mapping[str, Any] | None
-) -> Sequence[sa.Row[Any]]:
-    async with engine.connect() as connection:
-        return (await connection.execute(statement, parameters)).all()
+def _note_rest(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    record.info[_RESTS_SINCE] = time.monotonic()
+
+
+def _replace_lost(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Has the pool connect anew, so that a database that was restarted costs no failed request.
+
+    SQLAlchemy's own `pool_pre_ping` asks the database before each transaction, in three round trips. But the driver has heard
+    of it when the database hung up; only what was forgotten on the way, as by a firewall that saw no traffic, it cannot know.
+    """
+    if connection.driver_connection.is_closed():
+        raise exc.InvalidatePoolError
+    if time.monotonic() - record.info.get(_RESTS_SINCE, math.inf) > _MOST_REST_SECONDS:
+        raise exc.DisconnectionError
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:

@@ -46,8 +46,8 @@ class CatalogueStore:
 
     async def revision(self) -> int:
         """A number that is another one after each change."""
-        async with self._database.reading() as connection:
-            return int((await connection.execute(sa.select(catalogue_revision.c.revision))).scalar_one())
+        ((revision,),) = await self._database.read_rows(sa.select(catalogue_revision.c.revision))
+        return int(revision)
 
     async def load(self) -> Snapshot:
         """Everything, as it was at one moment."""

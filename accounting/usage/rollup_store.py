@@ -30,9 +30,8 @@ class RollupStore:
 
     async def waiting(self) -> bool:
         """Whether anything is to be rolled."""
-        async with self._database.reading() as connection:
-            query = sa.select(sa.exists().select_from(usage_changes))
-            return bool((await connection.execute(query)).scalar_one())
+        ((waiting,),) = await self._database.read_rows(sa.select(sa.exists().select_from(usage_changes)))
+        return bool(waiting)
 
     async def roll(self, most: int) -> int:
         """Rolls up to `most` changes, the oldest first, in one transaction; tells how many.

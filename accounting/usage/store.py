@@ -59,8 +59,7 @@ class UsageStore:
 
     async def ping(self) -> None:
         """Asks the database for a sign of life."""
-        async with self.database.reading() as connection:
-            await connection.execute(sa.select(1))
+        _ = await self.database.read_rows(sa.select(1))
 
     async def record(self, reports: Sequence[BookedEvent], now: int) -> Recorded:
         """Keeps what is better than what was there, in one transaction. What settles by it is in the outbox after."""
@@ -143,8 +142,7 @@ class UsageStore:
             .order_by(usage_events.c.record_time)
             .limit(most)
         )
-        async with self.database.reading() as connection:
-            return [EventRef(row.event_id, row.attempt) for row in await connection.execute(query)]
+        return [EventRef(row.event_id, row.attempt) for row in await self.database.read_rows(query)]
 
     async def outbox(self, before: int, most: int) -> list[Exact]:
         """The oldest of what the limiter has to be told still, written before a time."""
@@ -154,14 +152,13 @@ class UsageStore:
             .order_by(settlement_outbox.c.create_time)
             .limit(most)
         )
-        async with self.database.reading() as connection:
-            return [exact(row) for row in await connection.execute(query)]
+        return [exact(row) for row in await self.database.read_rows(query)]
 
     async def backlog(self, before: int) -> int:
         """How much the limiter has to be told still that was written before a time."""
         query = sa.select(sa.func.count()).where(settlement_outbox.c.create_time < before)
-        async with self.database.reading() as connection:
-            return int((await connection.execute(query)).scalar_one())
+        ((count,),) = await self.database.read_rows(query)
+        return int(count)
 
     async def delivered(self, told: Sequence[Exact]) -> None:
         """Takes out of the outbox what the limiter knows now, unless better evidence came in between."""
@@ -173,8 +170,8 @@ class UsageStore:
 
     async def epoch(self) -> str | None:
         """The last epoch of the limiter that was noted; None when it never began."""
-        async with self.database.reading() as connection:
-            return (await connection.execute(sa.select(limiter_epoch.c.epoch))).scalar_one_or_none()
+        rows = await self.database.read_rows(sa.select(limiter_epoch.c.epoch))
+        return str(rows[0].epoch) if rows else None
 
     async def note_epoch(self, epoch: str) -> None:
         """Notes the limiter's epoch."""
