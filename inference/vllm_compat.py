@@ -240,5 +240,8 @@ def renders_inline(renderer: Any) -> bool:
     methods = {
         "render_chat": ("conversations", "chat_params", "tok_params", "prompt_extras", "skip_mm_cache"),
         "render_cmpl": ("prompts", "tok_params", "prompt_extras", "skip_mm_cache"),
+        "_tokenize_prompt": ("prompt", "params"),
+        "_wants_offsets": ("prompt", "params"),
+        "_build_tokens_prompt": ("token_ids", "prompt"),
     }
     return not _misshapen(renderer, "BaseRenderer", methods)

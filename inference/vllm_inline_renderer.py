@@ -1,11 +1,13 @@
 """Rendering short requests at once.
 
 vLLM renders a conversation and tokenises it in threads, so that long ones hold nobody up. For a short one the two ways there
-and back take several times as long as the work, and make everybody's tokens wait for the interpreter's lock.
+and back take several times as long as the work, and make everybody's tokens wait for the interpreter's lock. Nor does a short
+one need what transformers does around a tokeniser for batches, pairs, padding and cutting.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,15 @@ from inference.engine import EngineRequest
 
 _SHORT_BODY = 2 * 1024
 """Bytes of JSON up to which rendering and tokenising take well below a millisecond."""
+
+_TOKENS_PER_CHARACTER, _SPECIAL_TOKENS = 4, 16
+"""At most: bytes in UTF-8, each a token; and tokens that a tokeniser adds of its own."""
+
+_USUAL = {
+    "__call__": {"transformers.tokenization_utils_base", "vllm.tokenizers.hf"},
+    "_encode_plus": {"transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"},
+}
+"""The modules that define what leads from text to the tokeniser. A model's own class may do more on the way."""
 
 
 class InlineRenderer:
@@ -24,6 +35,10 @@ class InlineRenderer:
 
     def __init__(self, renderer: Any) -> None:
         self._renderer = renderer
+        tokenizer = usual_tokenizer(renderer.tokenizer)
+        if tokenizer is not None:
+            self._renderer = copy.copy(renderer)
+            self._renderer._tokenize_prompt = ShortPrompts(renderer, tokenizer).tokenize
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._renderer, name)
@@ -35,6 +50,45 @@ class InlineRenderer:
     async def render_cmpl_async(self, *arguments: Any, **options: Any) -> Any:
         """What the renderer's method of this name returns."""
         return self._renderer.render_cmpl(*arguments, **options)
+
+
+class ShortPrompts:
+    """Tokenises prompts; those that cannot be too long without asking whether they are.
+
+    Args:
+        renderer: Does what is unusual.
+        tokenizer: The `tokenizers.Tokenizer` of the renderer's, nobody else's.
+    """
+
+    def __init__(self, renderer: Any, tokenizer: Any) -> None:
+        self._renderer = renderer
+        self._tokenizer = tokenizer
+
+    def tokenize(self, prompt: Any, params: Any) -> Any:
+        """What `BaseRenderer._tokenize_prompt` returns (vllm/renderers/base.py:628)."""
+        text = prompt["prompt"]
+        options = params.get_encode_kwargs()
+        most = options.get("max_length")
+        may_be_cut = most is not None and _TOKENS_PER_CHARACTER * len(text) + _SPECIAL_TOKENS > most
+        if may_be_cut or self._renderer._wants_offsets(prompt, params):
+            return self._renderer._tokenize_prompt(prompt, params)
+        encoded = self._tokenizer.encode(text, add_special_tokens=options["add_special_tokens"])
+        return self._renderer._build_tokens_prompt(encoded.ids, prompt)
+
+
+def usual_tokenizer(tokenizer: Any) -> Any:
+    """A copy of the `tokenizers.Tokenizer` behind a tokeniser of transformers; None where there is none, or more around it."""
+    backend = getattr(tokenizer, "_tokenizer", None)
+    if backend is None:
+        return None
+    for method, modules in _USUAL.items():
+        if not {kind.__module__ for kind in type(tokenizer).__mro__ if method in vars(kind)} <= modules:
+            return None
+    own = copy.deepcopy(backend)
+    own.no_truncation()
+    own.no_padding()
+    own.encode_special_tokens = tokenizer.split_special_tokens
+    return own
 
 
 def is_short(request: EngineRequest, body: Mapping[str, Any]) -> bool:

@@ -114,6 +114,15 @@ def test_a_renderer_without_the_inline_way_is_noticed() -> None:
         def render_cmpl(self, prompts: Any, tok_params: Any, prompt_extras: Any, skip_mm_cache: Any) -> None:
             """As expected."""
 
+        def _tokenize_prompt(self, prompt: Any, params: Any) -> None:
+            """As expected."""
+
+        def _wants_offsets(self, prompt: Any, params: Any) -> None:
+            """As expected."""
+
+        def _build_tokens_prompt(self, token_ids: Any, prompt: Any) -> None:
+            """As expected."""
+
     class Changed(Renderer):
         def render_cmpl(self, prompts: Any) -> None:  # type: ignore[override] -- as a release might
             """Takes less."""
