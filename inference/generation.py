@@ -235,9 +235,10 @@ class Generation:
 
     def _on_output(self, output: ChoiceOutput) -> None:
         """Hears the engine, which may begin to speak before it has returned from `submit`."""
-        self._accept()
-        if self._phase is Phase.OVER:
-            return
+        if self._phase is not Phase.RUNNING:
+            if self._phase is Phase.OVER:
+                return
+            self._accept()
         gained = self._meter.take(output)
         if output.error is not None:
             handle = self._handle

@@ -82,12 +82,12 @@ class Outbox:
                 self._add(stream_id, piece, size_of(piece))
         else:
             self._add(stream_id, event, size)
-        if isinstance(event, Accepted):
-            self._arm_at(self._loop.time() + self._limits.pause_seconds)
-        elif isinstance(event, ChoiceOutput) and event.completion_tokens > 1 and not event.finish_reason:
+        if isinstance(event, ChoiceOutput) and event.completion_tokens > 1 and not event.finish_reason:
             # A first output of several tokens passes for a further one, and waits where those do.
             self._further = True
             self._arm_at(self._next_batch)
+        elif isinstance(event, Accepted):
+            self._arm_at(self._loop.time() + self._limits.pause_seconds)
         else:
             self._arm()
         if self._bytes > self._limits.buffer_bytes:
@@ -151,9 +151,11 @@ class Outbox:
             self._loop.call_soon(self._flush)
 
     def _arm_at(self, when: float) -> None:
+        if self._armed:
+            return
         if self._loop.time() >= when:
             self._arm()
-        elif not self._armed and self._late is None:
+        elif self._late is None:
             self._late = self._loop.call_at(when, self._flush)
 
     def _stop_waiting(self) -> None:

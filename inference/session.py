@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from inference.events import Event, Finished, GenerationOrder, Refused
 from inference.generation import Generation
@@ -43,7 +44,7 @@ class Session:
         if stream_id in self._streams:
             raise invalid_argument("stream_id", f"Stream {stream_id} is running already.")
         if not self._closed:
-            self._streams[stream_id] = self._generations.start(order, lambda event: self._hear(stream_id, event))
+            self._streams[stream_id] = self._generations.start(order, partial(self._hear, stream_id))
 
     def refuse(self, stream_id: int, error: NaruError) -> None:
         """Answers a request that makes no sense."""

@@ -18,6 +18,13 @@ HOOK = {
 """The private methods of AsyncLLM by which a step's outputs come without a task per request."""
 
 
+TEXT_HOOK = {
+    "__init__": ("detokenizer", "output_kind", "stream_interval", "queue"),
+    "make_request_output": ("new_token_ids", "pooling_output", "finish_reason"),
+}
+"""The methods of vLLM's RequestState between which a step's text can be taken before objects are made of it."""
+
+
 class VllmMismatchError(Exception):
     """The installed vLLM is not one that this Naru can work with; the text names what is different."""
 
@@ -233,6 +240,15 @@ def per_step_hook_available(engine: Any) -> bool:
     missing = _misshapen(engine, "AsyncLLM", HOOK)
     missing += _misshapen(processor, "InputProcessor", {"assign_request_id": ("request",)})
     return not missing
+
+
+def text_hook() -> Any:
+    """The class of what vLLM keeps of a request, when text can be taken from it by `TEXT_HOOK`; else None."""
+    kept = _find("RequestState", ("vllm.v1.engine.output_processor",))
+    detokenizer = _find("IncrementalDetokenizer", ("vllm.v1.engine.detokenizer",))
+    missing = _misshapen(kept, "RequestState", TEXT_HOOK)
+    missing += _misshapen(detokenizer, "IncrementalDetokenizer", {"get_next_output_text": ("finished", "delta")})
+    return None if missing else kept
 
 
 def renders_inline(renderer: Any) -> bool:

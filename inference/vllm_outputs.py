@@ -91,6 +91,23 @@ class Outputs:
         self._tokens = [0] * count
         self._open = set(range(count))
 
+    @property
+    def text_sink(self) -> Callable[[int, str, int, int], None] | None:
+        """See `inference.vllm_submit.Outputs`."""
+        more = self._readings or self._options.top_logprobs is not None or self._options.token_ids
+        return None if more else self._take_text
+
+    def _take_text(self, index: int, text: str, tokens: int, cached_prompt_tokens: int) -> None:
+        if index not in self._open:
+            return
+        self._tokens[index] += tokens
+        self._counted.generated(tokens)
+        told = ChoiceOutput(index, text, self._tokens[index], cached_prompt_tokens=cached_prompt_tokens)
+        try:
+            self._sink(told)
+        except Exception:  # see the class: it must not reach vLLM's loop
+            self._logger.exception("engine_output_not_delivered")
+
     def take(self, index: int, output: Any) -> None:
         """Takes what the engine put out for a choice: vLLM's RequestOutput with one completion, or an exception."""
         if index not in self._open:

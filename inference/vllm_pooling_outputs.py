@@ -45,6 +45,10 @@ class PoolingOutputs:
         self._vectors: dict[int, Any] = {}
         self._cached = 0
 
+    @property
+    def text_sink(self) -> None:
+        """See `inference.vllm_submit.Outputs`: there is no text."""
+
     def take(self, index: int, output: Any) -> None:
         """Takes what the engine put out for an input: vLLM's PoolingRequestOutput, or an exception."""
         if index not in self._open:

@@ -12,10 +12,16 @@ from inference.vllm_pooling import PoolingPayload
 from inference.vllm_render import EngineChoice, EnginePayload
 
 Payload = EnginePayload | PoolingPayload
+TextSink = Callable[[int, str, int, int], None]
+"""Takes a choice's number, its further text, how many tokens that is, and of its prompt the cached ones. Never raises."""
 
 
 class Outputs(Protocol):
     """Takes what the engine puts out for the choices of one request."""
+
+    @property
+    def text_sink(self) -> TextSink | None:
+        """Takes further text of choices, where until their ends there is nothing else to tell; None where there is more."""
 
     def take(self, index: int, output: Any) -> None:
         """Takes an output of vLLM's for a choice, or an exception. Never raises."""
@@ -44,15 +50,40 @@ class Collector:
     vLLM's own wakes a task per request and token; this one passes the output on within the engine's loop over the step.
     """
 
-    __slots__ = ("_index", "_outputs")
+    __slots__ = ("_index", "_outputs", "_text_sink")
 
-    def __init__(self, index: int, outputs: Outputs) -> None:
+    def __init__(self, index: int, outputs: Outputs, text_sink: TextSink | None) -> None:
         self._index = index
         self._outputs = outputs
+        self._text_sink = text_sink
 
     def put(self, output: Any) -> None:
         """Takes an output or an exception. Never raises."""
         self._outputs.take(self._index, output)
+
+    def put_text(self, text: str, tokens: int, cached_prompt_tokens: int) -> None:
+        """Takes further text. Only with a sink for it. Never raises."""
+        if self._text_sink is not None:
+            self._text_sink(self._index, text, tokens, cached_prompt_tokens)
+
+
+def telling_text(request_state: Any) -> Any:
+    """A class like vLLM's RequestState, whose further text passes without the two objects of 24 fields that vLLM makes of it.
+
+    Only for requests that are told step by step (DELTA), each with a `Collector` for its queue.
+    """
+
+    class TellingText(request_state):  # type: ignore[misc]  # vLLM is not typed towards us
+        def make_request_output(
+            self, new_token_ids: Any, pooling_output: Any, finish_reason: Any, *further: Any, **named: Any
+        ) -> Any:
+            if finish_reason is not None:
+                return super().make_request_output(new_token_ids, pooling_output, finish_reason, *further, **named)
+            text = self.detokenizer.get_next_output_text(False, True)
+            self.queue.put_text(text, len(new_token_ids), self.num_cached_tokens)
+            return None
+
+    return TellingText
 
 
 class StepSubmitter:
@@ -61,12 +92,15 @@ class StepSubmitter:
     Args:
         engine: The AsyncLLM.
         new_id: Makes request ids.
+        request_state: vLLM's RequestState; None where `vllm_compat.text_hook` does not find it as expected.
     """
 
-    def __init__(self, vllm: Vllm, engine: Any, new_id: Callable[[], str]) -> None:
+    def __init__(self, vllm: Vllm, engine: Any, new_id: Callable[[], str], request_state: Any = None) -> None:
         self._vllm = vllm
         self._engine = engine
         self._new_id = new_id
+        self._request_state = request_state
+        self._telling_text = None if request_state is None else telling_text(request_state)
 
     async def submit(self, payload: Payload, outputs: Outputs) -> Submission:
         """See `Submitter`."""
@@ -77,11 +111,14 @@ class StepSubmitter:
         # As AsyncLLM.add_request does: the task may not have been there when the engine was built.
         engine._run_output_handler()
         submission = StepSubmission(self._vllm, engine)
+        text_sink = outputs.text_sink
         try:
             for choice in payload.choices:
                 submission.ids.append(self._assign_id(choice))
-                collector = Collector(choice.index, outputs)
+                collector = Collector(choice.index, outputs, text_sink)
                 await engine._add_request(choice.core_request, None, None, 0, collector)
+                if text_sink is not None:
+                    self._tell_text(submission.ids[-1])
         except BaseException:
             outputs.mute()
             await asyncio.shield(submission.cancel())
@@ -93,6 +130,13 @@ class StepSubmitter:
         request.request_id = self._new_id()
         self._engine.input_processor.assign_request_id(request)
         return str(request.request_id)
+
+    def _tell_text(self, engine_id: str) -> None:
+        state = self._engine.output_processor.request_states.get(engine_id)
+        delta = self._vllm.RequestOutputKind.DELTA
+        # Any other class is one that somebody else has changed already.
+        if type(state) is self._request_state and state.output_kind == delta and state.stream_interval == 1:
+            state.__class__ = self._telling_text
 
 
 class StepSubmission:

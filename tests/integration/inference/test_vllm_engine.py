@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from inference.engine import ChoiceOutput, EngineRequest, InputKind, Sampling
 from inference.engine_count import EngineCount
-from inference.vllm_compat import load, per_step_hook_available, renders_inline
+from inference.vllm_compat import load, per_step_hook_available, renders_inline, text_hook
 from inference.vllm_engine import VllmEngine
+from inference.vllm_inline_renderer import usual_tokenizer
 from inference.vllm_outputs import Outputs
 from inference.vllm_render import EnginePayload
-from inference.vllm_submit import GenerateSubmitter, Submission
+from inference.vllm_submit import GenerateSubmitter, StepSubmitter, Submission, Submitter
 from naru.errors import NaruError, Reason
 from naru.ids import new_request_id
 from naru.logs import get_logger
@@ -322,23 +323,23 @@ async def test_a_sink_that_raises_harms_nobody_else(engine: VllmEngine) -> None:
     assert engine.healthy()
 
 
+async def submit(engine: VllmEngine, submitter: Submitter, request: EngineRequest) -> tuple[Heard, Submission, int]:
+    prepared = await engine.prepare(request)
+    payload = prepared.payload
+    assert isinstance(payload, EnginePayload)
+    heard = Heard()
+    counted = EngineCount().begin(prepared.choices, prepared.choices)
+    outputs = Outputs(prepared.choices, payload.options, heard, counted, get_logger("test"), readings=payload.readings)
+    return heard, await submitter.submit(payload, outputs), prepared.choices
+
+
 async def test_without_the_hook_it_works_the_same(engine: VllmEngine) -> None:
     """`generate()` per choice gives the same outputs, counts and aborts as the hook."""
     submitter = GenerateSubmitter(load(), engine._engine, new_request_id)
-
-    async def submit(request: EngineRequest) -> tuple[Heard, Submission, int]:
-        prepared = await engine.prepare(request)
-        payload = prepared.payload
-        assert isinstance(payload, EnginePayload)
-        heard = Heard()
-        counted = EngineCount().begin(prepared.choices, prepared.choices)
-        outputs = Outputs(prepared.choices, payload.options, heard, counted, get_logger("test"))
-        return heard, await submitter.submit(payload, outputs), prepared.choices
-
     hooked = await complete(engine, chat(temperature=0, max_tokens=8))
-    heard, _, choices = await submit(chat(n=2, temperature=0, max_tokens=8, stream=True))
+    heard, _, choices = await submit(engine, submitter, chat(n=2, temperature=0, max_tokens=8, stream=True))
     await heard.until_ends(choices)
-    cancelled, submission, _ = await submit(chat(n=2, max_tokens=900, ignore_eos=True, stream=True))
+    cancelled, submission, _ = await submit(engine, submitter, chat(n=2, max_tokens=900, ignore_eos=True, stream=True))
     await cancelled.until_outputs(4)
     await submission.cancel()
     assert heard.text(0) == heard.text(1) == hooked.text()
@@ -350,6 +351,59 @@ async def test_without_the_hook_it_works_the_same(engine: VllmEngine) -> None:
 async def test_the_hook_is_there(engine: VllmEngine) -> None:
     """The installed vLLM still has what outputs per step need; without it streams cost a task per request."""
     assert per_step_hook_available(engine._engine)
+    assert text_hook() is not None, "without it two objects per token"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"max_tokens": 24, "ignore_eos": True},
+        {"max_tokens": 24, "n": 2},
+        {"max_tokens": 24, "stop": ["Paris", "capital"]},
+        {"max_tokens": 24, "min_tokens": 3, "stop": ["a"], "include_stop_str_in_output": True},
+        {"max_tokens": 6, "logprobs": True, "top_logprobs": 1},
+        {"max_tokens": 6, "return_token_ids": True},
+    ],
+    ids=["length", "choices", "stops", "stops told", "log probabilities", "token ids"],
+)
+async def test_text_is_taken_as_vllm_would_tell_it(engine: VllmEngine, body: dict[str, Any]) -> None:
+    """Each step of a stream, with and without vLLM's objects around its text."""
+    request = chat(temperature=0, stream=True, **body)
+    _ = await complete(engine, request)  # from here on the prompt is in the cache
+    plain = StepSubmitter(load(), engine._engine, new_request_id)
+    told, _, choices = await submit(engine, plain, request)
+    await told.until_ends(choices)
+    taken = await complete(engine, request)
+    for choice in range(choices):
+        assert steps(taken, choice) == steps(told, choice)
+
+
+def steps(heard: Heard, choice: int) -> list[ChoiceOutput]:
+    return [output for output in heard.outputs if output.choice_index == choice]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "Ferries",
+        "  two\n\nlines\t",
+        "나루터에서 배를 기다린다",
+        "⛴️👩‍👩‍👧",
+        "<|im_start|>user<|im_end|>",
+        "a" * 900,
+        "\u0000é",
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+async def test_short_texts_have_the_tokens_of_long_ones(engine: VllmEngine, text: str, special: bool) -> None:
+    """What transformers does around a tokeniser changes nothing about them."""
+    tokenizer = engine._engine.renderer.tokenizer
+    own = usual_tokenizer(tokenizer)
+    assert own is not None
+    expected = tokenizer(text, truncation=True, max_length=2_049, add_special_tokens=special)["input_ids"]
+    assert own.encode(text, add_special_tokens=special).ids == expected
 
 
 @pytest.mark.parametrize(
@@ -359,8 +413,10 @@ async def test_the_hook_is_there(engine: VllmEngine) -> None:
         chat(tools=[{"type": "function", "function": {"name": "ask", "parameters": {"type": "object"}}}]),
         completion(prompt="Ferries"),
         completion(prompt=["Ferries", "Boats"]),
+        completion(prompt="Ferries " * 20, truncate_prompt_tokens=5),
+        completion(prompt="Ferries", add_special_tokens=False),
     ],
-    ids=["chat", "tools", "text", "prompts"],
+    ids=["chat", "tools", "text", "prompts", "cut", "without special tokens"],
 )
 async def test_short_requests_are_rendered_as_long_ones_are(engine: VllmEngine, request_: EngineRequest) -> None:
     """At once or in threads: what the engine is given is the same."""
