@@ -29,6 +29,7 @@ from redis.exceptions import (
 from accounting import calendar
 from accounting.idempotency import KeptOutcome, name_of
 from accounting.limiter.answers import Taken, notices_of, states_of, taken_of
+from accounting.limiter.script import Script
 from accounting.limiter.wire import LimitTable, decode_ref, decode_work, encode_refs, encode_reservation
 from accounting.quota import (
     EventRef,
@@ -156,7 +157,8 @@ class Limiter:
         now: int | None = None,
     ) -> None:
         self._redis = redis
-        self._script = redis.register_script("".join((Path(__file__).parent / name).read_text() for name in _SCRIPTS))
+        text = "".join((Path(__file__).parent / name).read_text() for name in _SCRIPTS)
+        self._script = Script(redis, text, timeout=_TIMEOUT_SECONDS)
         self._zone = zone
         self._clock = clock
         self._periods: dict[LimitWindow, tuple[int, int, int, int]] = {}
@@ -313,6 +315,7 @@ class Limiter:
 
     async def close(self) -> None:
         """Closes the connections."""
+        await self._script.close()
         await self._redis.aclose()
 
     async def _run_all(self, operation: str, items: Sequence[Any]) -> list[Any]:
@@ -330,7 +333,7 @@ class Limiter:
             settings["now"] = self.now
         with translated():
             answer = await self._script(
-                keys=[EPOCH_KEY], args=[operation, msgspec.msgpack.encode(settings), msgspec.msgpack.encode(items)]
+                EPOCH_KEY, operation, msgspec.msgpack.encode(settings), msgspec.msgpack.encode(items)
             )
         return msgspec.msgpack.decode(answer)
 
@@ -355,7 +358,7 @@ def connect(url: str) -> Redis:
             timeout=_TIMEOUT_SECONDS,
             socket_timeout=_TIMEOUT_SECONDS,
             socket_connect_timeout=_TIMEOUT_SECONDS,
-            # Every script is idempotent: a connection that Redis closed when it restarted costs no failed request.
+            # A connection that Redis closed when it restarted costs no failed request.
             retry=Retry(NoBackoff(), 1),
         )
     except ValueError:
