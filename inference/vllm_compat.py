@@ -242,8 +242,10 @@ def per_step_hook_available(engine: Any) -> bool:
     return not missing
 
 
-def text_hook() -> Any:
+def text_hook(engine: Any) -> Any:
     """The class of what vLLM keeps of a request, when text can be taken from it by `TEXT_HOOK`; else None."""
+    if not isinstance(getattr(getattr(engine, "output_processor", None), "request_states", None), dict):
+        return None
     kept = _find("RequestState", ("vllm.v1.engine.output_processor",))
     detokenizer = _find("IncrementalDetokenizer", ("vllm.v1.engine.detokenizer",))
     missing = _misshapen(kept, "RequestState", TEXT_HOOK)

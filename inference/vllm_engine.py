@@ -255,7 +255,7 @@ class VllmEngine:
 
     def _choose_submitter(self, vllm: Vllm, engine: Any) -> Submitter:
         if vllm_compat.per_step_hook_available(engine):
-            return StepSubmitter(vllm, engine, self._new_id, vllm_compat.text_hook())
+            return StepSubmitter(vllm, engine, self._new_id, vllm_compat.text_hook(engine))
         self._logger.warning(
             "vllm_step_hook_missing", vllm=vllm.version, effect="a task per request, streams cost more"
         )

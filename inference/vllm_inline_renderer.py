@@ -79,7 +79,7 @@ class ShortPrompts:
 def usual_tokenizer(tokenizer: Any) -> Any:
     """A copy of the `tokenizers.Tokenizer` behind a tokeniser of transformers; None where there is none, or more around it."""
     backend = getattr(tokenizer, "_tokenizer", None)
-    if backend is None:
+    if backend is None or hasattr(tokenizer, "_switch_to_input_mode"):
         return None
     for method, modules in _USUAL.items():
         if not {kind.__module__ for kind in type(tokenizer).__mro__ if method in vars(kind)} <= modules:

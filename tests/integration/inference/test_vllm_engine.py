@@ -351,7 +351,8 @@ async def test_without_the_hook_it_works_the_same(engine: VllmEngine) -> None:
 async def test_the_hook_is_there(engine: VllmEngine) -> None:
     """The installed vLLM still has what outputs per step need; without it streams cost a task per request."""
     assert per_step_hook_available(engine._engine)
-    assert text_hook() is not None, "without it two objects per token"
+    assert text_hook(engine._engine) is not None, "without it two objects per token"
+    assert text_hook(object()) is None
 
 
 @pytest.mark.parametrize(
