@@ -1,7 +1,7 @@
 """A Lua script on Redis, called over connections of its own.
 
-What redis-py's client does around a call takes several times what the call takes: its pool's locks, its own metrics, and a task
-for each write. Its connections alone are quick, and see to addresses, passwords, TLS and the protocol.
+What redis-py's client does around a call takes as much CPU time as the call: its pool's locks, its own metrics, and a task for
+each write. Its connections alone see to addresses, passwords, TLS and the protocol.
 """
 
 from __future__ import annotations
