@@ -17,7 +17,8 @@ _SHORT_BODY = 2 * 1024
 """Bytes of JSON up to which rendering and tokenising take well below a millisecond."""
 
 _TOKENS_PER_CHARACTER, _SPECIAL_TOKENS = 4, 16
-"""At most: bytes in UTF-8, each a token; and tokens that a tokeniser adds of its own."""
+"""At most: bytes in UTF-8, each a token; and tokens that a tokeniser adds of its own. What a normaliser makes more of, vLLM cuts
+or refuses after tokenising, as it does all prompts."""
 
 _USUAL = {
     "__call__": {"transformers.tokenization_utils_base", "vllm.tokenizers.hf"},
