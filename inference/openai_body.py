@@ -42,7 +42,17 @@ def read_body(request: EngineRequest) -> dict[str, Any]:
     Raises:
         NaruError: INVALID_ARGUMENT or NOT_SUPPORTED, naming the field.
     """
-    body = _body(request)
+    body = decode_body(request)
+    check_body(request, body)
+    return body
+
+
+def check_body(request: EngineRequest, body: Mapping[str, Any]) -> None:
+    """Checks the common fields of a body, of whichever kind the request came.
+
+    Raises:
+        NaruError: INVALID_ARGUMENT or NOT_SUPPORTED, naming the field.
+    """
     _check_common(body)
     if is_chat(request):
         _check_messages(body.get("messages"))
@@ -55,10 +65,14 @@ def read_body(request: EngineRequest) -> dict[str, Any]:
         raise invalid_argument(
             "n", f"`n` times the prompts makes {choices} choices; at most {MOST_CHOICES} are allowed."
         )
-    return body
 
 
-def _body(request: EngineRequest) -> dict[str, Any]:
+def decode_body(request: EngineRequest) -> dict[str, Any]:
+    """The request as an OpenAI body, unchecked.
+
+    Raises:
+        NaruError: INVALID_ARGUMENT: it is no JSON object; NOT_SUPPORTED: it is not for a model that generates text.
+    """
     if request.kind in POOLING_KINDS:
         raise not_supported("model", "The model generates text; it makes no embeddings and no scores.")
     match request.kind:

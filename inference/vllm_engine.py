@@ -17,10 +17,11 @@ from inference.vllm_compat import Vllm
 from inference.vllm_control import VllmControl
 from inference.vllm_errors import to_naru_error
 from inference.vllm_outputs import Outputs as TextOutputs
+from inference.vllm_payload import EnginePayload
 from inference.vllm_pooling import PoolingPayload, VllmPooler
 from inference.vllm_pooling_outputs import PoolingOutputs
 from inference.vllm_pooling_prompts import make_pooler
-from inference.vllm_render import EnginePayload, VllmRenderer, make_renderer
+from inference.vllm_render import VllmRenderer, make_renderer
 from inference.vllm_settings import VllmEngineConfig, cpu_environment, engine_arguments, environment
 from inference.vllm_submit import GenerateSubmitter, Outputs, StepSubmitter, Submission, Submitter
 from inference.vllm_tokenize import VllmTokenizer

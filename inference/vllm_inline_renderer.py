@@ -8,7 +8,8 @@ one need what transformers does around a tokeniser for batches, pairs, padding a
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from inference.engine import EngineRequest
@@ -27,14 +28,26 @@ _USUAL = {
 """The modules that define what leads from text to the tokeniser. A model's own class may do more on the way."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChatRendering:
+    """How a conversation is rendered: what else vLLM's renderer is given with it."""
+
+    parameters: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+
 class InlineRenderer:
     """vLLM's renderer, which here does on the event loop what it is asked for.
 
     Args:
         renderer: Of the engine.
+
+    Attributes:
+        last_chat: The last conversation that was rendered, and how.
     """
 
     def __init__(self, renderer: Any) -> None:
+        self.last_chat: tuple[object, ChatRendering | None] = None, None
         self._renderer = renderer
         tokenizer = usual_tokenizer(renderer.tokenizer)
         if tokenizer is not None:
@@ -44,9 +57,15 @@ class InlineRenderer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._renderer, name)
 
-    async def render_chat_async(self, *arguments: Any, **options: Any) -> Any:
+    async def render_chat_async(self, conversations: Sequence[Any], *parameters: Any, **options: Any) -> Any:
         """What the renderer's method of this name returns."""
-        return self._renderer.render_chat(*arguments, **options)
+        self.last_chat = conversations[-1], ChatRendering(parameters, options)
+        return self._renderer.render_chat(conversations, *parameters, **options)
+
+    def render_like(self, conversation: list[Any], rendering: ChatRendering) -> Any:
+        """The prompt of a conversation that is rendered as one before it was."""
+        _, (prompt,) = self._renderer.render_chat([conversation], *rendering.parameters, **rendering.options)
+        return prompt
 
     async def render_cmpl_async(self, *arguments: Any, **options: Any) -> Any:
         """What the renderer's method of this name returns."""

@@ -13,7 +13,7 @@ from inference.openai_body import not_supported
 from inference.pooling_body import PoolingBody, read_pooling_body
 from inference.vllm_compat import Vllm
 from inference.vllm_errors import to_naru_error
-from inference.vllm_render import EngineChoice, set_cache_salt
+from inference.vllm_payload import EngineChoice, set_cache_salt
 
 _FIELDS = (
     "add_special_tokens",

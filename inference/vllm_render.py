@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
 from inference.engine import EngineRequest, PreparedRequest
-from inference.openai_body import asked_max_tokens, choices_per_prompt, is_chat, not_supported, read_body, too_long
+from inference.openai_body import (
+    asked_max_tokens,
+    check_body,
+    choices_per_prompt,
+    decode_body,
+    is_chat,
+    not_supported,
+    too_long,
+)
 from inference.parser_families import ParserNames
 from inference.vllm_compat import Vllm, renders_inline
 from inference.vllm_errors import from_response, to_naru_error
 from inference.vllm_inline_renderer import InlineRenderer, is_short
 from inference.vllm_outputs import OutputOptions, Reading
 from inference.vllm_parsers import Parsers
+from inference.vllm_payload import EngineChoice, EnginePayload, fan_out, set_cache_salt
+from inference.vllm_repeats import Repeats
 from inference.vllm_unsupported import refuse_unsupported, refuse_what_the_model_lacks
 from naru.errors import invalid_argument
 from naru.logs import Logger
@@ -27,42 +34,8 @@ from naru.logs import Logger
 _LONG_BODY = 64 * 1024
 """Bytes of JSON from which decoding it would be felt by everybody on the event loop."""
 
-_SEEDS = 2**64
-
 _MOST_PROMPT_CANDIDATES = 100_000
 """Log probabilities of prompt tokens that one request may ask for; to write more of them down would hold up everybody."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineChoice:
-    """One choice, ready to be submitted as an engine request of its own.
-
-    Attributes:
-        prompt: vLLM's rendered engine input.
-        params: vLLM's SamplingParams with n = 1.
-        core_request: The validated EngineCoreRequest.
-    """
-
-    index: int
-    prompt: Any
-    params: Any
-    core_request: Any
-
-
-@dataclass(frozen=True, slots=True)
-class EnginePayload:
-    """What `submit` needs of a prepared request.
-
-    Attributes:
-        prompts: How many there are; each has as many choices as the others.
-        readings: One per choice, or none for text as it comes.
-    """
-
-    choices: tuple[EngineChoice, ...]
-    options: OutputOptions
-    priority: int
-    prompts: int
-    readings: tuple[Reading, ...] = ()
 
 
 class VllmRenderer:
@@ -99,9 +72,11 @@ class VllmRenderer:
         self._tokenizer = engine.renderer.tokenizer
         self._chat_template = str(getattr(self._tokenizer, "chat_template", None) or "")
         self._renderer = _online_renderer(vllm, engine, engine.renderer, parsers)
-        self._inline = self._renderer
+        self._inline, self._repeats = self._renderer, None
         if renders_inline(engine.renderer):
-            self._inline = _online_renderer(vllm, engine, InlineRenderer(engine.renderer), parsers)
+            inline = InlineRenderer(engine.renderer)
+            self._inline = _online_renderer(vllm, engine, inline, parsers)
+            self._repeats = Repeats(inline, self._context_tokens)
         self._parsers = Parsers(vllm, self._renderer, self._tokenizer, engine.model_config)
         self._grammar_backend: str | None = None
 
@@ -127,8 +102,9 @@ class VllmRenderer:
         """
         body: dict[str, Any] = {}
         try:
-            body = await self._off_loop_if_long(request, partial(_checked_body, request))
-            return await self._prepare(request, body)
+            body = await self._off_loop_if_long(request, partial(decode_body, request))
+            repeated = None if self._repeats is None else self._repeats.prepare(request, body)
+            return repeated or await self._prepare(request, body)
         except Exception as error:  # vLLM raises many kinds for bad input; what is none of them goes on unchanged
             known = to_naru_error(error, self._vllm, body, self._context_tokens)
             if known is None:
@@ -137,6 +113,7 @@ class VllmRenderer:
             raise known from None
 
     async def _prepare(self, request: EngineRequest, body: dict[str, Any]) -> PreparedRequest:
+        await self._off_loop_if_long(request, partial(_check, request, body))
         chat = is_chat(request)
         refuse_what_the_model_lacks(body, callable_tools=self._parsers.tool_calls, chat_template=self._chat_template)
         typed = await self._off_loop_if_long(request, partial(self._typed, request, body))
@@ -162,13 +139,15 @@ class VllmRenderer:
                 options = replace(options, grammar=self._grammar_field(core_request.sampling_params, body))
             if parsed:
                 self._parsers.tell_engine(core_request, typed)
-            made = _fan_out(len(choices), choices_per_prompt(body), prompt, core_request)
+            made = fan_out(len(choices), choices_per_prompt(body), prompt, core_request)
             choices += made
             if not chat and typed.echo:
                 echo = self._echoed(prompt, core_request)
             if parsed or echo is not None or options.tells_prompt:
                 readings += [self._reading(typed, core_request, echo, chat=chat, parsed=parsed) for _ in made]
         payload = EnginePayload(tuple(choices), options, request.priority, len(prompts), tuple(readings))
+        if chat and self._repeats is not None:
+            self._repeats.learn(request, body, typed.messages, payload)
         return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(choices), payload=payload)
 
     def _grammar_field(self, params: Any, body: Mapping[str, Any]) -> str:
@@ -323,34 +302,9 @@ def _online_renderer(vllm: Vllm, engine: Any, renderer: Any, parsers: ParserName
         ) from error
 
 
-def _fan_out(first: int, count: int, prompt: Any, core_request: Any) -> list[EngineChoice]:
-    """`count` requests of one choice each; a seeded one gets seed, seed + 1, ... as vLLM's own children do."""
-    choices = []
-    for number in range(count):
-        request, params = core_request, core_request.sampling_params
-        if number > 0:
-            request = copy.copy(core_request)
-            if params.seed is not None:
-                params = copy.copy(params)
-                # Beyond 64 bits it would end the engine.
-                params.seed = (params.seed + number + _SEEDS // 2) % _SEEDS - _SEEDS // 2
-                request.sampling_params = params
-        choices.append(EngineChoice(first + number, prompt, params, request))
-    return choices
-
-
-def set_cache_salt(prompt: Any, tenant: str, client: str | None) -> None:
-    """Keeps tenants from finding each other's prompts in the prefix cache; a client's salt only separates further."""
-    if tenant and client:
-        prompt["cache_salt"] = hashlib.sha256(f"{len(tenant)}:{tenant}{client}".encode()).hexdigest()
-    elif tenant or client:
-        prompt["cache_salt"] = tenant or client
-
-
-def _checked_body(request: EngineRequest) -> dict[str, Any]:
-    body = read_body(request)
+def _check(request: EngineRequest, body: Mapping[str, Any]) -> None:
+    check_body(request, body)
     refuse_unsupported(body)
-    return body
 
 
 def _chat_echo(typed: Any, conversation: list[Any]) -> str | None:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from inference.vllm_compat import Vllm
+from inference.vllm_payload import EngineChoice, EnginePayload
 from inference.vllm_pooling import PoolingPayload
-from inference.vllm_render import EngineChoice, EnginePayload
 
 Payload = EnginePayload | PoolingPayload
 TextSink = Callable[[int, str, int, int], None]

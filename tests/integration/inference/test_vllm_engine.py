@@ -17,7 +17,7 @@ from inference.vllm_compat import load, per_step_hook_available, renders_inline,
 from inference.vllm_engine import VllmEngine
 from inference.vllm_inline_renderer import usual_tokenizer
 from inference.vllm_outputs import Outputs
-from inference.vllm_render import EnginePayload
+from inference.vllm_payload import EnginePayload
 from inference.vllm_submit import GenerateSubmitter, StepSubmitter, Submission, Submitter
 from naru.errors import NaruError, Reason
 from naru.ids import new_request_id

@@ -12,7 +12,7 @@ from inference.engine import ChoiceOutput
 from inference.engine_count import EngineCount
 from inference.vllm_outputs import OutputOptions, Outputs, Reading
 from inference.vllm_parsers import ChoiceParser
-from inference.vllm_render import _fan_out
+from inference.vllm_payload import fan_out
 from naru.errors import NaruError, Reason
 from naru.logs import get_logger
 
@@ -118,7 +118,7 @@ def test_a_prompt_that_cannot_be_told_ends_the_request() -> None:
 def test_seeds_of_choices_stay_in_64_bits() -> None:
     """The seed after the largest is the smallest, which an engine can take."""
     request = SimpleNamespace(sampling_params=SimpleNamespace(seed=2**63 - 1))
-    seeds = [choice.params.seed for choice in _fan_out(0, 3, "prompt", request)]
+    seeds = [choice.params.seed for choice in fan_out(0, 3, "prompt", request)]
     assert seeds == [2**63 - 1, -(2**63), -(2**63) + 1]
 
 

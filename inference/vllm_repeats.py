@@ -1,0 +1,146 @@
+"""Requests that differ from one before them in what their messages say: what vLLM made of the rest is used again.
+
+Most clients ask with the same parameters over and over. Of what preparing a short conversation takes, half goes into them:
+vLLM's class of requests, its parameters of a template and of sampling, and its checks of these.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inference.engine import EngineRequest, InputKind, PreparedRequest
+from inference.openai_body import asked_max_tokens, choices_per_prompt
+from inference.vllm_inline_renderer import ChatRendering, InlineRenderer, is_short
+from inference.vllm_outputs import OutputOptions
+from inference.vllm_payload import EnginePayload, fan_out, set_cache_salt
+
+_MOST_KNOWN = 256
+_PLAIN_ROLES = ("system", "user", "assistant")
+_MESSAGE_FIELDS = {"role", "content"}
+_PLAIN_PROMPT = {"type", "prompt", "prompt_token_ids", "arrival_time", "cache_salt"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What requests of one kind have in common.
+
+    Attributes:
+        rendering: How their messages become a prompt.
+        core_request: An EngineCoreRequest, of which all but the prompt is everybody's.
+        asked_tokens: How many each choice may generate, told by the client.
+    """
+
+    rendering: ChatRendering
+    core_request: Any
+    options: OutputOptions
+    asked_tokens: int
+
+
+class Repeats:
+    """Prepares conversations like ones that came before.
+
+    A conversation counts as like another when all but its messages is the same, these are plain texts, and the prompt leaves
+    room for all that is asked for, so that no parameter depends on it. Everything else is vLLM's to prepare.
+
+    Args:
+        renderer: Makes a prompt of messages, as it did for the first of a kind.
+        context_tokens: Prompt and answer together, at most.
+    """
+
+    def __init__(self, renderer: InlineRenderer, context_tokens: int) -> None:
+        self._renderer = renderer
+        self._context_tokens = context_tokens
+        self._known: dict[str, _Known] = {}
+
+    def prepare(self, request: EngineRequest, body: Mapping[str, Any]) -> PreparedRequest | None:
+        """What vLLM would have made of it; None when it is to be asked. Never raises.
+
+        Args:
+            request: What was asked.
+            body: Its JSON, which nobody has checked.
+        """
+        kind = _kind(request, body)
+        known = None if kind is None else self._known.get(kind)
+        if known is None:
+            return None
+        try:
+            prompt = self._renderer.render_like(body["messages"], known.rendering)
+        except Exception:  # noqa: BLE001 -- vLLM finds the same, where what is wrong becomes the caller's error
+            return None
+        prompt_tokens = len(prompt["prompt_token_ids"])
+        if not 0 < prompt_tokens <= self._context_tokens - known.asked_tokens:
+            return None
+        set_cache_salt(prompt, request.cache_salt, body.get("cache_salt"))
+        core_request = copy.copy(known.core_request)
+        core_request.prompt_token_ids = prompt["prompt_token_ids"]
+        core_request.arrival_time = prompt["arrival_time"]
+        core_request.cache_salt = prompt.get("cache_salt")
+        choices = fan_out(0, choices_per_prompt(body), prompt, core_request)
+        payload = EnginePayload(tuple(choices), known.options, request.priority, prompts=1)
+        return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(choices), payload=payload)
+
+    def learn(self, request: EngineRequest, body: Mapping[str, Any], messages: object, payload: EnginePayload) -> None:
+        """Remembers what vLLM made of a request, where that may be used again.
+
+        Args:
+            request: What was asked.
+            body: Its JSON, checked.
+            messages: Its messages, as vLLM's class has them.
+            payload: What was made of it, and not submitted yet.
+        """
+        kind, asked = _kind(request, body), asked_max_tokens(body, chat=True)
+        conversation, rendering = self._renderer.last_chat
+        # Another one may have been rendered meanwhile; and what vLLM changes in messages it would have to change again.
+        if rendering is None or conversation is not messages or messages != body["messages"]:
+            return
+        if kind is None or asked is None or body.get("echo") or not _of_parameters_only(payload):
+            return
+        if len(self._known) >= _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        core_request = copy.copy(payload.choices[0].core_request)
+        core_request.prompt_token_ids = None  # nobody's prompt is kept
+        self._known[kind] = _Known(rendering, core_request, payload.options, asked[1])
+
+
+def _kind(request: EngineRequest, body: Mapping[str, Any]) -> str | None:
+    """What is the same for all requests that are alike; None for one that is like no other."""
+    if request.kind is not InputKind.OPENAI_CHAT or not _plain(body.get("messages")) or not is_short(request, body):
+        return None
+    parameters = {name: value for name, value in body.items() if name != "messages"}
+    if not all(map(_is_flat, parameters.values())):
+        return None
+    # As text: 1, 1.0 and true are equal and mean different things.
+    return repr((request.model, request.stream, request.output_token_cap, request.priority, parameters))
+
+
+def _plain(messages: object) -> bool:
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(
+            isinstance(one, dict)
+            and one.keys() == _MESSAGE_FIELDS
+            and one["role"] in _PLAIN_ROLES
+            and isinstance(one["content"], str)
+            for one in messages
+        )
+    )
+
+
+def _is_flat(value: object) -> bool:
+    """Whether it is one value, or a list or an object of such: what is deeper is a schema or a tool, and no parameter."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return not any(isinstance(item, list | dict) for item in value) if isinstance(value, list) else True
+
+
+def _of_parameters_only(payload: EnginePayload) -> bool:
+    """Whether nothing but the prompt itself came of the messages."""
+    first = payload.choices[0]
+    core, params = first.core_request, first.params
+    plain_prompt = first.prompt.get("type") == "token" and first.prompt.keys() <= _PLAIN_PROMPT
+    free = params.structured_outputs is None and params.prompt_logprobs is None
+    return plain_prompt and free and core.lora_request is None and not payload.readings
