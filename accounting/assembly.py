@@ -28,7 +28,6 @@ from accounting.limiter.reservations import Reservations
 from accounting.limiter.servicer import QuotaServicer
 from accounting.limits import Tier
 from accounting.sweeper import Sweeper
-from accounting.usage.engine_counters import EngineCounterStore
 from accounting.usage.recording import Recorder
 from accounting.usage.recovery_store import RecoveryStore
 from accounting.usage.report_store import ReportStore
@@ -180,7 +179,6 @@ class Assembly:
     def _usage(self) -> UsageServicer:
         return UsageServicer(
             recorder=self._recorder,
-            engine_counters=EngineCounterStore(self._database),
             pruner=self.pruner,
             reports=ReportStore(self._database),
             requests=RequestStore(self._database),

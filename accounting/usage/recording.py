@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from accounting.catalogue.keeper import CatalogueKeeper
+from accounting.engines import EngineReport
 from accounting.limiter.limiter import MICROS, Known, Limiter
 from accounting.quota import EventRef
 from accounting.settlement import BookedEvent, Exact, RecordStatus, UsageEvent, booking_time
@@ -42,8 +43,13 @@ class Recorder:
         self._waiting = metrics.gauge("naru_settlements_waiting", "Settlements that the limiter was not told of yet.")
         self._reported = metrics.counter("naru_usage_events_total", "Reports of usage.", ("status",))
 
-    async def record(self, events: Sequence[UsageEvent]) -> tuple[RecordStatus, ...]:
-        """Keeps each if it is the best evidence so far. Raises NaruError SERVICE_UNAVAILABLE when the database is away."""
+    async def record(
+        self, events: Sequence[UsageEvent], counters: EngineReport | None = None
+    ) -> tuple[RecordStatus, ...]:
+        """Keeps each if it is the best evidence so far, and what an engine has counted that these and earlier ones are of.
+
+        Raises NaruError SERVICE_UNAVAILABLE when the database is away.
+        """
         now = self._now()
         known = await self._look_up([event.ref for event in events])
         # A price that another replica was told of counts here as well: it begins later than it can be missed.
@@ -52,7 +58,7 @@ class Recorder:
             self.book(event, booking_time(event, reservation.reserve_time, now))
             for event, reservation in zip(events, known, strict=True)
         ]
-        recorded = await self._store.record(booked, now)
+        recorded = await self._store.record(booked, now, counters)
         for status, count in Counter(recorded.statuses).items():
             self._reported.labels(status).inc(count)
         await self.tell(recorded.settled)

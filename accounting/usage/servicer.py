@@ -9,9 +9,9 @@ from dataclasses import replace
 import grpc
 
 from accounting import checks
+from accounting.engines import EngineReport
 from accounting.settlement import UsageEvent
 from accounting.usage import convert
-from accounting.usage.engine_counters import EngineCounterStore
 from accounting.usage.recording import Recorder
 from accounting.usage.report_store import ReportStore
 from accounting.usage.reporting import visible
@@ -34,8 +34,7 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
     """Keeps what was used and answers questions about it.
 
     Args:
-        recorder: Keeps usage events.
-        engine_counters: Keeps what engines counted beside them.
+        recorder: Keeps usage events, and what engines counted beside them.
         pruner: Knows which come too late.
         reports: Sums them.
         requests: Keeps the request log, and reads single events.
@@ -46,7 +45,6 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         self,
         *,
         recorder: Recorder,
-        engine_counters: EngineCounterStore,
         pruner: Pruner,
         reports: ReportStore,
         requests: RequestStore,
@@ -54,7 +52,6 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         logger: Logger,
     ) -> None:
         self._recorder = recorder
-        self._engine_counters = engine_counters
         self._pruner = pruner
         self._reports = reports
         self._requests = requests
@@ -69,9 +66,8 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         checks.batch("events", len(request.events), _MAX_EVENTS)
         service = current().caller.service
         read = await in_turns(lambda event: self._taken(convert.event_from_proto(event, service)), request.events)
-        statuses = iter(await self._recorder.record([one for one in read if not isinstance(one, NaruError)]))
-        if request.HasField("counters"):
-            await self._keep_counters(request.counters, service)
+        events = [one for one in read if not isinstance(one, NaruError)]
+        statuses = iter(await self._recorder.record(events, self._counters(request, service)))
         return usage_service_pb2.RecordUsageResponse(
             results=[convert.recorded_to_proto(one if isinstance(one, NaruError) else next(statuses)) for one in read]
         )
@@ -134,12 +130,15 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
                     records=[convert.exported_to_proto(record) for record in records]
                 )
 
-    async def _keep_counters(self, counters: usage_service_pb2.EngineCounters, service: ServiceName | None) -> None:
-        report = convert.engine_report_from_proto(counters, service)
+    def _counters(
+        self, request: usage_service_pb2.RecordUsageRequest, service: ServiceName | None
+    ) -> EngineReport | None:
+        if not request.HasField("counters"):
+            return None
+        report = convert.engine_report_from_proto(request.counters, service)
         if report is None:
             self._logger.warning("dropped malformed counters of an engine", service=service)
-            return
-        await self._engine_counters.keep(report, round(self._clock.time() * _MICROS))
+        return report
 
     def _taken(self, event: UsageEvent | NaruError) -> UsageEvent | NaruError:
         return event if isinstance(event, NaruError) else self._pruner.refusal(event) or event

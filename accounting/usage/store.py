@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from accounting.bulk import Bulk, given, insert_given, is_given, upsert
+from accounting.engines import EngineReport
 from accounting.ledger.ledger import usage_entries
 from accounting.ledger.posting import post_events, post_usage
 from accounting.quota import EventRef
@@ -27,6 +28,7 @@ from accounting.settlement import (
 from accounting.settlement import statuses as statuses_of
 from accounting.tables import limiter_epoch, settlement_outbox, usage_corrections, usage_events
 from accounting.usage.counting import changes
+from accounting.usage.engine_counters import keep_counters
 from accounting.usage.event_rows import (
     EVENT_COLUMNS,
     OUTBOX_COLUMNS,
@@ -61,41 +63,52 @@ class UsageStore:
         """Asks the database for a sign of life."""
         _ = await self.database.read_rows(sa.select(1))
 
-    async def record(self, reports: Sequence[BookedEvent], now: int) -> Recorded:
-        """Keeps what is better than what was there, in one transaction. What settles by it is in the outbox after."""
-        if not reports:
+    async def record(self, reports: Sequence[BookedEvent], now: int, counters: EngineReport | None = None) -> Recorded:
+        """Keeps what is better than what was there, in one transaction. What settles by it is in the outbox after.
+
+        Args:
+            reports: Of attempts.
+            now: Microseconds since the Unix epoch.
+            counters: What an engine has counted that these reports and those before them are of.
+        """
+        if not reports and counters is None:
             return Recorded((), ())
+        async with self.database.writing() as connection:
+            if counters is not None:
+                await keep_counters(connection, counters, now)
+            return await self._record(connection, reports, now) if reports else Recorded((), ())
+
+    async def _record(self, connection: AsyncConnection, reports: Sequence[BookedEvent], now: int) -> Recorded:
         groups: dict[EventRef, list[int]] = {}
         for index, report in enumerate(reports):
             groups.setdefault(report.event.ref, []).append(index)
         best = {ref: _best([reports[index] for index in indexes]) for ref, indexes in groups.items()}
         statuses = [RecordStatus.KNOWN] * len(reports)
         settled: list[Exact] = []
-        async with self.database.writing() as connection:
-            new = await self._insert(connection, list(best.values()), now, settle_final=True)
-            # What is new and a first attempt cannot have other attempts: theirs would have left a row in its place.
-            known = {ref.event_id for ref in groups if ref not in new or ref.attempt > 0}
-            locked = await self._lock_events(connection, known)
-            for ref in sorted(groups):
-                booked: BookedEvent = best[ref]
-                stored: StoredEvent | None = None
-                if ref not in new:
-                    stored = stored_event(locked[ref])
-                    change = weigh(stored, booked)
-                    if change is not None:
-                        await self._replace(connection, booked, change, stored, now)
-                else:
-                    change = weigh(None, booked)
-                if change is not None and change.settle:
-                    settled.append(Exact(ref, booked.event.evidence, booked.event.usage, booked.cost))
-                evidence = None if stored is None else stored.evidence
-                found = statuses_of(evidence, [reports[index].event for index in groups[ref]])
-                for index, status in zip(groups[ref], found, strict=True):
-                    statuses[index] = status
-            await self._note(connection, settled, now)
-            await self._book(connection, [row for ref, row in locked.items() if ref not in new], known, now)
-            first = [best[ref] for ref in new if ref.event_id not in known]
-            await self._book_first(connection, [one for one in first if one.event.evidence is Evidence.FINAL], now)
+        new = await self._insert(connection, list(best.values()), now, settle_final=True)
+        # What is new and a first attempt cannot have other attempts: theirs would have left a row in its place.
+        known = {ref.event_id for ref in groups if ref not in new or ref.attempt > 0}
+        locked = await self._lock_events(connection, known)
+        for ref in sorted(groups):
+            booked: BookedEvent = best[ref]
+            stored: StoredEvent | None = None
+            if ref not in new:
+                stored = stored_event(locked[ref])
+                change = weigh(stored, booked)
+                if change is not None:
+                    await self._replace(connection, booked, change, stored, now)
+            else:
+                change = weigh(None, booked)
+            if change is not None and change.settle:
+                settled.append(Exact(ref, booked.event.evidence, booked.event.usage, booked.cost))
+            evidence = None if stored is None else stored.evidence
+            found = statuses_of(evidence, [reports[index].event for index in groups[ref]])
+            for index, status in zip(groups[ref], found, strict=True):
+                statuses[index] = status
+        await self._note(connection, settled, now)
+        await self._book(connection, [row for ref, row in locked.items() if ref not in new], known, now)
+        first = [best[ref] for ref in new if ref.event_id not in known]
+        await self._book_first(connection, [one for one in first if one.event.evidence is Evidence.FINAL], now)
         return Recorded(tuple(statuses), tuple(settled))
 
     async def expire(self, leases: Sequence[BookedEvent], now: int) -> list[Exact]:

@@ -11,7 +11,6 @@ from accounting.engines import EngineFigures, EngineReport
 from accounting.ledger.verification import Check, Verification
 from accounting.quota import EventRef
 from accounting.settlement import UsageEvent
-from accounting.usage.engine_counters import EngineCounterStore
 from accounting.usage.retention_store import RetentionStore
 from accounting.usage.rollup_store import RollupStore
 from naru.usage import Accuracy, Evidence, Usage
@@ -36,7 +35,7 @@ async def shipped(books: Books, events: Sequence[UsageEvent], told: EngineFigure
 
 async def tell(books: Books, told: EngineFigures, *, closed: bool = False, epoch: str = "epoch-1") -> None:
     """An engine tells what it counted."""
-    await EngineCounterStore(books.database).keep(EngineReport("replica-1", epoch, told, closed), START)
+    await books.recorder.record([], EngineReport("replica-1", epoch, told, closed))
 
 
 def figures(requests: int) -> EngineFigures:
