@@ -11,6 +11,8 @@ import inspect
 from dataclasses import dataclass, fields
 from typing import Any
 
+_Shape = dict[str, tuple[str, ...]]
+
 HOOK = {
     "_add_request": ("request", "prompt", "parent_req", "index", "queue"),
     "_run_output_handler": (),
@@ -23,6 +25,12 @@ TEXT_HOOK = {
     "make_request_output": ("new_token_ids", "pooling_output", "finish_reason"),
 }
 """The methods of vLLM's RequestState between which a step's text can be taken before objects are made of it."""
+
+_DETOKENIZER: _Shape = {
+    "update": ("new_token_ids", "stop_terminated"),
+    "get_next_output_text": ("finished", "delta"),
+}
+_STEP: _Shape = {"process_outputs": ("engine_core_outputs", "engine_core_timestamp", "iteration_stats")}
 
 
 class VllmMismatchError(Exception):
@@ -108,7 +116,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "ScoreQueriesDocumentsRequest": (f"{_SCORING}.protocol",),
 }
 
-_SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
+_SHAPES: dict[str, _Shape] = {
     "AsyncEngineArgs": {"create_model_config": ()},
     "AsyncLLM": {
         "from_engine_args": ("engine_args", "usage_context"),
@@ -215,7 +223,7 @@ def mismatches(names: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _misshapen(owner: Any, title: str, methods: dict[str, tuple[str, ...]]) -> list[str]:
+def _misshapen(owner: Any, title: str, methods: _Shape) -> list[str]:
     problems = []
     for method, wanted in methods.items():
         member = getattr(owner, method, None) if method else owner
@@ -244,12 +252,14 @@ def per_step_hook_available(engine: Any) -> bool:
 
 def text_hook(engine: Any) -> Any:
     """The class of what vLLM keeps of a request, when text can be taken from it by `TEXT_HOOK`; else None."""
-    if not isinstance(getattr(getattr(engine, "output_processor", None), "request_states", None), dict):
+    processor = getattr(engine, "output_processor", None)
+    if not isinstance(getattr(processor, "request_states", None), dict):
         return None
     kept = _find("RequestState", ("vllm.v1.engine.output_processor",))
-    detokenizer = _find("IncrementalDetokenizer", ("vllm.v1.engine.detokenizer",))
+    detokenizer = _find("BaseIncrementalDetokenizer", ("vllm.v1.engine.detokenizer",))
     missing = _misshapen(kept, "RequestState", TEXT_HOOK)
-    missing += _misshapen(detokenizer, "IncrementalDetokenizer", {"get_next_output_text": ("finished", "delta")})
+    missing += _misshapen(detokenizer, "BaseIncrementalDetokenizer", _DETOKENIZER)
+    missing += _misshapen(processor, "OutputProcessor", _STEP)
     return None if missing else kept
 
 

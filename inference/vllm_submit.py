@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from inference.vllm_compat import Vllm
 from inference.vllm_payload import EngineChoice, EnginePayload
 from inference.vllm_pooling import PoolingPayload
+from inference.vllm_texts import StepTexts
 
 Payload = EnginePayload | PoolingPayload
 TextSink = Callable[[int, str, int, int], None]
@@ -67,25 +68,6 @@ class Collector:
             self._text_sink(self._index, text, tokens, cached_prompt_tokens)
 
 
-def telling_text(request_state: Any) -> Any:
-    """A class like vLLM's RequestState, whose further text passes without the two objects of 24 fields that vLLM makes of it.
-
-    Only for requests that are told step by step (DELTA), each with a `Collector` for its queue.
-    """
-
-    class TellingText(request_state):  # type: ignore[misc]  # vLLM is not typed towards us
-        def make_request_output(
-            self, new_token_ids: Any, pooling_output: Any, finish_reason: Any, *further: Any, **named: Any
-        ) -> Any:
-            if finish_reason is not None:
-                return super().make_request_output(new_token_ids, pooling_output, finish_reason, *further, **named)
-            text = self.detokenizer.get_next_output_text(False, True)
-            self.queue.put_text(text, len(new_token_ids), self.num_cached_tokens)
-            return None
-
-    return TellingText
-
-
 class StepSubmitter:
     """Submits by the hook of which `vllm_compat.per_step_hook_available` tells.
 
@@ -99,8 +81,7 @@ class StepSubmitter:
         self._vllm = vllm
         self._engine = engine
         self._new_id = new_id
-        self._request_state = request_state
-        self._telling_text = None if request_state is None else telling_text(request_state)
+        self._texts = None if request_state is None else StepTexts(vllm, engine.output_processor, request_state)
 
     async def submit(self, payload: Payload, outputs: Outputs) -> Submission:
         """See `Submitter`."""
@@ -117,8 +98,8 @@ class StepSubmitter:
                 submission.ids.append(self._assign_id(choice))
                 collector = Collector(choice.index, outputs, text_sink)
                 await engine._add_request(choice.core_request, None, None, 0, collector)
-                if text_sink is not None:
-                    self._tell_text(submission.ids[-1])
+                if text_sink is not None and self._texts is not None:
+                    self._texts.tell(submission.ids[-1])
         except BaseException:
             outputs.mute()
             await asyncio.shield(submission.cancel())
@@ -130,13 +111,6 @@ class StepSubmitter:
         request.request_id = self._new_id()
         self._engine.input_processor.assign_request_id(request)
         return str(request.request_id)
-
-    def _tell_text(self, engine_id: str) -> None:
-        state = self._engine.output_processor.request_states.get(engine_id)
-        delta = self._vllm.RequestOutputKind.DELTA
-        # Any other class is one that somebody else has changed already.
-        if type(state) is self._request_state and state.output_kind == delta and state.stream_interval == 1:
-            state.__class__ = self._telling_text
 
 
 class StepSubmission:
