@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from accounting.quota import MAX_ATTEMPT, MAX_TOKENS, EventRef
 from naru.errors import NaruError, Reason, invalid_argument
@@ -59,6 +60,7 @@ def clipped(value: str, most: int) -> str:
     return value.replace("\0", "")[:most]
 
 
+@lru_cache(maxsize=4_096)
 def address(value: str) -> str:
     """An IP address in its one form; empty for what is none: nobody is refused for where they seem to come from."""
     try:

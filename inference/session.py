@@ -12,6 +12,8 @@ from inference.metrics import InferenceMetrics
 from inference.outbox import Outbox, OutboxLimits
 from naru.errors import NaruError, invalid_argument
 
+_LAST = (Finished, Refused)
+
 
 class Session:
     """What one caller has going on. Made by `Sessions.open`, inside the running loop.
@@ -96,7 +98,7 @@ class Session:
 
     def _hear(self, stream_id: int, event: Event) -> None:
         self._outbox.put(stream_id, event)
-        if isinstance(event, Finished | Refused):
+        if isinstance(event, _LAST):
             self._streams.pop(stream_id, None)
             if self._ending and not self._streams:
                 self._outbox.end()

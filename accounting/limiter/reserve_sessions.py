@@ -39,11 +39,17 @@ class ReserveSessions:
         self, requests: AsyncIterable[quota_service_pb2.ReserveSessionRequest]
     ) -> AsyncIterator[quota_service_pb2.ReserveSessionResponse]:
         """The answers to one session's requests, until its caller or the service ends it."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- gRPC runs each call in a task
         messages = aiter(requests)
         while not self._closed:
-            message = await self._next(messages)
-            if message is None:
+            self._waiting.add(task)
+            try:
+                message = await anext(messages)
+            except StopAsyncIteration:
                 return
+            finally:
+                self._waiting.discard(task)
             yield await self._answer(message)
 
     def close(self) -> None:
@@ -51,17 +57,6 @@ class ReserveSessions:
         self._closed = True
         for task in self._waiting:
             _ = task.cancel()
-
-    async def _next(
-        self, messages: AsyncIterator[quota_service_pb2.ReserveSessionRequest]
-    ) -> quota_service_pb2.ReserveSessionRequest | None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 -- gRPC runs each call in a task
-        self._waiting.add(task)
-        try:
-            return await anext(messages, None)
-        finally:
-            self._waiting.discard(task)
 
     async def _answer(
         self, message: quota_service_pb2.ReserveSessionRequest
