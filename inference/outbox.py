@@ -84,8 +84,9 @@ class Outbox:
             self._add(stream_id, event, size)
         if isinstance(event, ChoiceOutput) and event.completion_tokens > 1 and not event.finish_reason:
             # A first output of several tokens passes for a further one, and waits where those do.
-            self._further = True
-            self._arm_at(self._next_batch)
+            if not self._further:
+                self._further = True
+                self._arm_at(self._next_batch)
         elif isinstance(event, Accepted):
             self._arm_at(self._loop.time() + self._limits.pause_seconds)
         else:

@@ -27,7 +27,7 @@ TEXT_HOOK = {
 """The methods of vLLM's RequestState between which a step's text can be taken before objects are made of it."""
 
 _DETOKENIZER: _Shape = {
-    "update": ("new_token_ids", "stop_terminated"),
+    "decode_next": ("next_token_id",),
     "get_next_output_text": ("finished", "delta"),
 }
 _STEP: _Shape = {"process_outputs": ("engine_core_outputs", "engine_core_timestamp", "iteration_stats")}

@@ -68,8 +68,13 @@ def telling_text(request_state: Any) -> Any:
             detokenizer = self.detokenizer
             if output.finish_reason is not None or self.is_prefilling or detokenizer.stop:
                 return False
-            detokenizer.update(output.new_token_ids, False)
-            self._put_text(len(output.new_token_ids))
+            # What vLLM's `update` does without stop strings, but for the whole text, which nobody asks for: it would be
+            # copied for each token.
+            text = ""
+            for token_id in output.new_token_ids:
+                detokenizer.token_ids.append(token_id)
+                text += detokenizer.decode_next(token_id)
+            self.queue.put_text(text, len(output.new_token_ids), self.num_cached_tokens)
             return True
 
         def make_request_output(
@@ -77,11 +82,8 @@ def telling_text(request_state: Any) -> Any:
         ) -> Any:
             if finish_reason is not None:
                 return super().make_request_output(new_token_ids, pooling_output, finish_reason, *further, **named)
-            self._put_text(len(new_token_ids))
-            return None
-
-        def _put_text(self, tokens: int) -> None:
             text = self.detokenizer.get_next_output_text(False, True)
-            self.queue.put_text(text, tokens, self.num_cached_tokens)
+            self.queue.put_text(text, len(new_token_ids), self.num_cached_tokens)
+            return None
 
     return TellingText
