@@ -26,7 +26,7 @@ from inference.vllm_inline_renderer import InlineRenderer, is_short
 from inference.vllm_outputs import OutputOptions, Reading
 from inference.vllm_parsers import Parsers
 from inference.vllm_payload import EngineChoice, EnginePayload, fan_out, set_cache_salt
-from inference.vllm_repeats import Repeats
+from inference.vllm_repeats import Repeats, kind_of
 from inference.vllm_unsupported import refuse_unsupported, refuse_what_the_model_lacks
 from naru.errors import invalid_argument
 from naru.logs import Logger
@@ -103,8 +103,8 @@ class VllmRenderer:
         body: dict[str, Any] = {}
         try:
             body = await self._off_loop_if_long(request, partial(decode_body, request))
-            repeated = None if self._repeats is None else self._repeats.prepare(request, body)
-            return repeated or await self._prepare(request, body)
+            kind = None if self._repeats is None else kind_of(request, body)
+            return self._again(kind, request, body) or await self._prepare(kind, request, body)
         except Exception as error:  # vLLM raises many kinds for bad input; what is none of them goes on unchanged
             known = to_naru_error(error, self._vllm, body, self._context_tokens)
             if known is None:
@@ -112,7 +112,10 @@ class VllmRenderer:
             # Not "from error": its text may hold the prompt, which must not reach a log.
             raise known from None
 
-    async def _prepare(self, request: EngineRequest, body: dict[str, Any]) -> PreparedRequest:
+    def _again(self, kind: str | None, request: EngineRequest, body: Mapping[str, Any]) -> PreparedRequest | None:
+        return None if self._repeats is None or kind is None else self._repeats.prepare(kind, request, body)
+
+    async def _prepare(self, kind: str | None, request: EngineRequest, body: dict[str, Any]) -> PreparedRequest:
         await self._off_loop_if_long(request, partial(_check, request, body))
         chat = is_chat(request)
         refuse_what_the_model_lacks(body, callable_tools=self._parsers.tool_calls, chat_template=self._chat_template)
@@ -146,8 +149,8 @@ class VllmRenderer:
             if parsed or echo is not None or options.tells_prompt:
                 readings += [self._reading(typed, core_request, echo, chat=chat, parsed=parsed) for _ in made]
         payload = EnginePayload(tuple(choices), options, request.priority, len(prompts), tuple(readings))
-        if chat and self._repeats is not None:
-            self._repeats.learn(request, body, typed.messages, payload)
+        if self._repeats is not None and kind is not None:
+            self._repeats.learn(kind, body, typed.messages, payload)
         return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(choices), payload=payload)
 
     def _grammar_field(self, params: Any, body: Mapping[str, Any]) -> str:

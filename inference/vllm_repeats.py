@@ -1,7 +1,7 @@
 """Requests that differ from one before them in what their messages say: what vLLM made of the rest is used again.
 
-Most clients ask with the same parameters over and over. Of what preparing a short conversation takes, half goes into them:
-vLLM's class of requests, its parameters of a template and of sampling, and its checks of these.
+Most clients ask with the same parameters over and over. They make up more than half of what preparing a short conversation
+takes: vLLM's class of requests, its parameters of a template and of sampling, and its checks of these.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class Repeats:
     def __init__(self, renderer: InlineRenderer, context_tokens: int) -> None:
         self._renderer = renderer
         self._context_tokens = context_tokens
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _Known | None] = {}
 
-    def prepare(self, request: EngineRequest, body: Mapping[str, Any]) -> PreparedRequest | None:
+    def prepare(self, kind: str, request: EngineRequest, body: Mapping[str, Any]) -> PreparedRequest | None:
         """What vLLM would have made of it; None when it is to be asked. Never raises.
 
         Args:
+            kind: What `kind_of` says of it.
             request: What was asked.
             body: Its JSON, which nobody has checked.
         """
-        kind = _kind(request, body)
-        known = None if kind is None else self._known.get(kind)
+        known = self._known.get(kind)
         if known is None:
             return None
         try:
@@ -82,31 +82,40 @@ class Repeats:
         payload = EnginePayload(tuple(choices), known.options, request.priority, prompts=1)
         return PreparedRequest(prompt_tokens=prompt_tokens, choices=len(choices), payload=payload)
 
-    def learn(self, request: EngineRequest, body: Mapping[str, Any], messages: object, payload: EnginePayload) -> None:
-        """Remembers what vLLM made of a request, where that may be used again.
+    def learn(self, kind: str, body: Mapping[str, Any], messages: object, payload: EnginePayload) -> None:
+        """Remembers what vLLM made of the second request of a kind, where that may be used again.
 
         Args:
-            request: What was asked.
+            kind: What `kind_of` says of it.
             body: Its JSON, checked.
             messages: Its messages, as vLLM's class has them.
             payload: What was made of it, and not submitted yet.
         """
-        kind, asked = _kind(request, body), asked_max_tokens(body, chat=True)
+        if kind not in self._known:
+            # Once is no repetition: whoever never asks alike pays for nothing that is kept.
+            if len(self._known) >= _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[kind] = None
+            return
+        asked = asked_max_tokens(body, chat=True)
         conversation, rendering = self._renderer.last_chat
         # Another one may have been rendered meanwhile; and what vLLM changes in messages it would have to change again.
         if rendering is None or conversation is not messages or messages != body["messages"]:
             return
-        if kind is None or asked is None or body.get("echo") or not _of_parameters_only(payload):
+        if asked is None or body.get("echo") or not _of_parameters_only(payload):
             return
-        if len(self._known) >= _MOST_KNOWN:
-            del self._known[next(iter(self._known))]
         core_request = copy.copy(payload.choices[0].core_request)
         core_request.prompt_token_ids = None  # nobody's prompt is kept
         self._known[kind] = _Known(rendering, core_request, payload.options, asked[1])
 
 
-def _kind(request: EngineRequest, body: Mapping[str, Any]) -> str | None:
-    """What is the same for all requests that are alike; None for one that is like no other."""
+def kind_of(request: EngineRequest, body: Mapping[str, Any]) -> str | None:
+    """What is the same for all requests that are alike, as text; None for one that is like no other.
+
+    Args:
+        request: What was asked.
+        body: Its JSON, which nobody has checked.
+    """
     if request.kind is not InputKind.OPENAI_CHAT or not _plain(body.get("messages")) or not is_short(request, body):
         return None
     parameters = {name: value for name, value in body.items() if name != "messages"}
