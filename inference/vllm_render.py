@@ -76,7 +76,7 @@ class VllmRenderer:
         if renders_inline(engine.renderer):
             inline = InlineRenderer(engine.renderer)
             self._inline = _online_renderer(vllm, engine, inline, parsers)
-            self._repeats = Repeats(inline, self._context_tokens)
+            self._repeats = Repeats(inline, self._context_tokens, partial(self._room, None))
         self._parsers = Parsers(vllm, self._renderer, self._tokenizer, engine.model_config)
         self._grammar_backend: str | None = None
 
@@ -237,15 +237,19 @@ class VllmRenderer:
         asked_tokens = asked[1] if asked is not None else None
         if asked_tokens is None and not chat:
             asked_tokens = self._vllm.CompletionRequest.model_fields["max_tokens"].default
-        most = self._vllm.get_max_tokens(
-            self._context_tokens, asked_tokens, prompt_tokens, self._defaults, override_max_tokens=self._most_tokens
-        )
+        most = self._room(asked_tokens, prompt_tokens)
         params = typed.to_sampling_params(most if cap is None else min(most, cap), self._defaults)
         if body.get("prompt_logprobs") is None and (chat or body.get("logprobs") is None):
             # An echo of a conversation would ask for them too, and whoever asks for them gets nothing from the cache.
             params.prompt_logprobs = None
         params.skip_clone = True
         return params
+
+    def _room(self, asked_tokens: int | None, prompt_tokens: int) -> int:
+        most: int = self._vllm.get_max_tokens(
+            self._context_tokens, asked_tokens, prompt_tokens, self._defaults, override_max_tokens=self._most_tokens
+        )
+        return most
 
     async def _validate(self, prompt: Any, params: Any, request: EngineRequest) -> Any:
         processor = self._engine.input_processor

@@ -7,7 +7,7 @@ takes: vLLM's class of requests, its parameters of a template and of sampling, a
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,29 +30,32 @@ class _Known:
     Attributes:
         rendering: How their messages become a prompt.
         core_request: An EngineCoreRequest, of which all but the prompt is everybody's.
-        asked_tokens: How many each choice may generate, told by the client.
+        asked_tokens: How many each choice may generate, told by the client; None for as many as there is room for.
     """
 
     rendering: ChatRendering
     core_request: Any
     options: OutputOptions
-    asked_tokens: int
+    asked_tokens: int | None
 
 
 class Repeats:
     """Prepares conversations like ones that came before.
 
     A conversation counts as like another when all but its messages is the same, these are plain texts, and the prompt leaves
-    room for all that is asked for, so that no parameter depends on it. Everything else is vLLM's to prepare.
+    room for all that is asked for. No parameter depends on the prompt then but how much may be generated, where nobody asked for
+    less than there is room for. Everything else is vLLM's to prepare.
 
     Args:
         renderer: Makes a prompt of messages, as it did for the first of a kind.
         context_tokens: Prompt and answer together, at most.
+        most_tokens: How many tokens a choice may have after a prompt of so many, where nobody asked for less.
     """
 
-    def __init__(self, renderer: InlineRenderer, context_tokens: int) -> None:
+    def __init__(self, renderer: InlineRenderer, context_tokens: int, most_tokens: Callable[[int], int]) -> None:
         self._renderer = renderer
         self._context_tokens = context_tokens
+        self._most_tokens = most_tokens
         self._known: dict[str, _Known | None] = {}
 
     def prepare(self, kind: str, request: EngineRequest, body: Mapping[str, Any]) -> PreparedRequest | None:
@@ -71,10 +74,16 @@ class Repeats:
         except Exception:  # noqa: BLE001 -- vLLM finds the same, where what is wrong becomes the caller's error
             return None
         prompt_tokens = len(prompt["prompt_token_ids"])
-        if not 0 < prompt_tokens <= self._context_tokens - known.asked_tokens:
-            return None
-        set_cache_salt(prompt, request.cache_salt, body.get("cache_salt"))
         core_request = copy.copy(known.core_request)
+        if not 0 < prompt_tokens <= self._context_tokens - (known.asked_tokens or 1):
+            return None
+        if known.asked_tokens is None:
+            params = core_request.sampling_params = copy.copy(core_request.sampling_params)
+            most, cap = self._most_tokens(prompt_tokens), request.output_token_cap
+            params.max_tokens = most if cap is None else min(most, cap)
+            if params.min_tokens > params.max_tokens:
+                return None
+        set_cache_salt(prompt, request.cache_salt, body.get("cache_salt"))
         core_request.prompt_token_ids = prompt["prompt_token_ids"]
         core_request.arrival_time = prompt["arrival_time"]
         core_request.cache_salt = prompt.get("cache_salt")
@@ -102,11 +111,11 @@ class Repeats:
         # Another one may have been rendered meanwhile; and what vLLM changes in messages it would have to change again.
         if rendering is None or conversation is not messages or messages != body["messages"]:
             return
-        if asked is None or body.get("echo") or not _of_parameters_only(payload):
+        if body.get("echo") or not _of_parameters_only(payload):
             return
         core_request = copy.copy(payload.choices[0].core_request)
         core_request.prompt_token_ids = None  # nobody's prompt is kept
-        self._known[kind] = _Known(rendering, core_request, payload.options, asked[1])
+        self._known[kind] = _Known(rendering, core_request, payload.options, None if asked is None else asked[1])
 
 
 def kind_of(request: EngineRequest, body: Mapping[str, Any]) -> str | None:

@@ -26,7 +26,10 @@ pytestmark = [
 ]
 
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "nothing else": {"max_tokens": 4},
+    "nothing": {},
+    "no limit": {"stream": True, "temperature": 0.2},
+    "at least": {"min_tokens": 9},
+    "limit": {"max_tokens": 4},
     "stream": {"max_tokens": 4, "stream": True, "stream_options": {"include_usage": True}},
     "sampling": {"max_completion_tokens": 4, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "presence_penalty": 1},
     "choices": {"max_tokens": 4, "n": 3, "seed": 7},
@@ -111,7 +114,6 @@ async def test_what_repeats_is_prepared_as_if_it_did_not(engine: VllmEngine, nam
 @pytest.mark.parametrize(
     "parameters",
     [
-        {},
         {"max_tokens": 4, "response_format": {"type": "json_object"}},
         {"max_tokens": 4, "structured_outputs": {"regex": "a+"}},
         {"max_tokens": 4, "return_token_ids": True},
@@ -119,7 +121,7 @@ async def test_what_repeats_is_prepared_as_if_it_did_not(engine: VllmEngine, nam
         {"max_tokens": 4, "prompt_logprobs": 1},
         {"max_tokens": 4, "documents": []} | {"tools": [{"type": "function", "function": {"name": "ask"}}]},
     ],
-    ids=["as long as there is room", "JSON", "pattern", "token ids", "echo", "prompt's", "tools"],
+    ids=["JSON", "pattern", "token ids", "echo", "prompt's", "tools"],
 )
 async def test_what_depends_on_messages_is_always_vllms(engine: VllmEngine, parameters: dict[str, Any]) -> None:
     before = kinds(engine)
@@ -149,6 +151,30 @@ async def test_a_longer_conversation_is_refused_as_ever(engine: VllmEngine) -> N
     with pytest.raises(NaruError) as anew:
         await given(engine, long, anew=True)
     assert caught.value.message == anew.value.message
+
+
+@pytest.mark.parametrize("cap", [None, 5, 100_000])
+async def test_an_answer_without_a_limit_has_the_room_that_its_prompt_leaves(
+    engine: VllmEngine, cap: int | None
+) -> None:
+    await teach(engine, asking("", "a", cap=cap, top_p=0.875))
+    for texts in [("", "a"), ("", "a " * 700), ("a " * 100, "b")]:
+        request = asking(*texts, cap=cap, top_p=0.875)
+        assert await given(engine, request) == await given(engine, request, anew=True)
+
+
+@pytest.mark.parametrize("least", [0, 200], ids=["prompt", "prompt and what must come"])
+async def test_a_prompt_without_room_is_refused_as_ever(engine: VllmEngine, least: int) -> None:
+    room = engine.models()[0].context_tokens
+    parameters = {"min_tokens": least} if least else {}
+    await teach(engine, asking("", "a", **parameters))
+    long = asking("", "7" * (room - 100), **parameters) if least else asking("", "7" * room)
+    refused = []
+    for anew in (False, True):
+        with pytest.raises(NaruError) as caught:
+            await given(engine, long, anew=anew)
+        refused.append(caught.value.message)
+    assert refused[0] == refused[1]
 
 
 async def test_caps_of_operators_are_kept(engine: VllmEngine) -> None:
