@@ -43,11 +43,11 @@ class InlineRenderer:
         renderer: Of the engine.
 
     Attributes:
-        last_chat: The last conversation that was rendered, and how.
+        last_chat: Which conversation was rendered last, by its `id`, and how. It is not kept itself: it is somebody's.
     """
 
     def __init__(self, renderer: Any) -> None:
-        self.last_chat: tuple[object, ChatRendering | None] = None, None
+        self.last_chat: tuple[int, ChatRendering | None] = 0, None
         self._renderer = renderer
         tokenizer = usual_tokenizer(renderer.tokenizer)
         if tokenizer is not None:
@@ -59,7 +59,7 @@ class InlineRenderer:
 
     async def render_chat_async(self, conversations: Sequence[Any], *parameters: Any, **options: Any) -> Any:
         """What the renderer's method of this name returns."""
-        self.last_chat = conversations[-1], ChatRendering(parameters, options)
+        self.last_chat = id(conversations[-1]), ChatRendering(parameters, options)
         return self._renderer.render_chat(conversations, *parameters, **options)
 
     def render_like(self, conversation: list[Any], rendering: ChatRendering) -> Any:

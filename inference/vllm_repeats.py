@@ -47,7 +47,7 @@ class Repeats:
     less than there is room for. Everything else is vLLM's to prepare.
 
     Args:
-        renderer: Makes a prompt of messages, as it did for the first of a kind.
+        renderer: Makes a prompt of messages, as it did for the one of the kind that is known.
         context_tokens: Prompt and answer together, at most.
         most_tokens: How many tokens a choice may have after a prompt of so many, where nobody asked for less.
     """
@@ -109,7 +109,7 @@ class Repeats:
         asked = asked_max_tokens(body, chat=True)
         conversation, rendering = self._renderer.last_chat
         # Another one may have been rendered meanwhile; and what vLLM changes in messages it would have to change again.
-        if rendering is None or conversation is not messages or messages != body["messages"]:
+        if rendering is None or conversation != id(messages) or messages != body["messages"]:
             return
         if body.get("echo") or not _of_parameters_only(payload):
             return
