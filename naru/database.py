@@ -27,12 +27,6 @@ _RESTS_SINCE = "rests_since"
 _MOST_REST_SECONDS = 300.0
 # SQLSTATE classes: connection, authorisation, missing database, resources, operator intervention, system error.
 _OUTAGE_STATES = ("08", "28", "3D", "53", "57P", "58")
-_SQLITE_PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "foreign_keys=ON",
-    f"busy_timeout={_TIMEOUT_SECONDS * 1000:.0f}",
-)
 _BEGIN = "begin_statement"
 Result = TypeVar("Result")
 _log = get_logger(__name__)
@@ -150,13 +144,8 @@ def _engine(url: sa.URL) -> AsyncEngine:
             if url.database in (None, "", ":memory:"):
                 raise ValueError("a SQLite database needs a file: sqlite+aiosqlite:///<path>")
             directory = Path(str(url.database)).parent
-            engine = create_async_engine(
-                url,
-                hide_parameters=True,
-                connect_args={"timeout": _TIMEOUT_SECONDS, "async_creator_fn": SqliteConnection},
-            )
+            engine = create_async_engine(url, hide_parameters=True, connect_args={"async_creator_fn": SqliteConnection})
             sa.event.listen(engine.sync_engine, "do_connect", lambda *_: directory.mkdir(parents=True, exist_ok=True))
-            sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
             sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
             return engine
         case "postgresql+asyncpg":
@@ -199,15 +188,6 @@ def _replace_lost(connection: Any, record: ConnectionPoolEntry, _proxy: object) 
         raise exc.InvalidatePoolError
     if time.monotonic() - record.info.get(_RESTS_SINCE, math.inf) > _MOST_REST_SECONDS:
         raise exc.DisconnectionError
-
-
-def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
-    # The driver begins a transaction too late for reads and for DDL; _begin_sqlite says when instead.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in _SQLITE_PRAGMAS:
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

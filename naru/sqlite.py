@@ -1,9 +1,10 @@
-"""Connections to SQLite that may be closed at any moment, by two tasks at once, and leave nothing locked."""
+"""Connections to SQLite that may be opened and closed at any moment, by two tasks at once, and leave nothing locked."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import aiosqlite
 
 _ROWS_AT_ONCE = 64  # aiosqlite's own default
+_TIMEOUT_SECONDS = 5.0
+_RETRY_SECONDS = 0.01
+_PRAGMAS = "PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
 
 
 class _RolledBack(sqlite3.Connection):
@@ -37,7 +41,9 @@ class SqliteConnection(aiosqlite.Connection):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._connect_to = partial(sqlite3.connect, *arguments, factory=_RolledBack, **options)
+        # The driver begins a transaction too late for reads and for DDL; who opens one says so instead.
+        own = {"timeout": _TIMEOUT_SECONDS, "isolation_level": None, "factory": _RolledBack}
+        self._connect_to = partial(sqlite3.connect, *arguments, **(options | own))
         self._opened: sqlite3.Connection | None = None
         super().__init__(self._open, _ROWS_AT_ONCE)
         # As SQLAlchemy has it: a thread that is left over keeps no process up.
@@ -53,8 +59,27 @@ class SqliteConnection(aiosqlite.Connection):
 
     def _open(self) -> sqlite3.Connection:
         self._opened = self._connect_to()
+        _write_ahead(self._opened)
+        _ = self._opened.executescript(_PRAGMAS)
         return self._opened
 
     def _close_opened(self) -> None:
         if self._opened is not None:
             self._opened.close()
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Has the file keep a write-ahead log, if it does not yet, so that readers and the writer do not wait for each other.
+
+    While another connection writes to a new file, or changes its mode too, SQLite refuses at once instead of waiting.
+    """
+    give_up = time.monotonic() + _TIMEOUT_SECONDS
+    while True:
+        try:
+            _ = connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+        else:
+            return
+        time.sleep(_RETRY_SECONDS)

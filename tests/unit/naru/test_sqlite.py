@@ -1,9 +1,10 @@
-"""What tasks that are cancelled in the middle of a statement leave behind."""
+"""What tasks that are cancelled in the middle of a statement leave behind, and what one finds who comes at the wrong moment."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,22 @@ def test_a_loop_that_ends_meanwhile_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", ENDING, f"sqlite+aiosqlite:///{tmp_path}/test.db"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.stdout == "ended\n", ended.stderr[-2000:]
+
+
+async def test_a_new_file_that_another_writes_to_is_waited_for(tmp_path: Path) -> None:
+    """Of two that begin with the same new file, as two that migrate it, the second waits: SQLite itself would not."""
+    other = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    _ = other.execute("BEGIN IMMEDIATE")
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+
+    async def mode() -> str:
+        async with database.writing() as connection:
+            return str((await connection.execute(sa.text("PRAGMA journal_mode"))).scalar_one())
+
+    asked = asyncio.create_task(mode())
+    await asyncio.sleep(0.2)
+    assert not asked.done()
+    _ = other.execute("COMMIT")
+    assert await asked == "wal"
+    other.close()
+    await database.close()
