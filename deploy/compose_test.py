@@ -69,11 +69,11 @@ def answers(key: str) -> bool:
             model=MODEL,
             temperature=0,
             max_tokens=16,
-            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            messages=[{"role": "user", "content": "What is the capital of Japan?"}],
         )
     except openai.APIError:
         return False
-    return "Paris" in (answer.choices[0].message.content or "")
+    return "Tokyo" in (answer.choices[0].message.content or "")
 
 
 def usage(key: str) -> str:

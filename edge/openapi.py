@@ -90,7 +90,7 @@ def document(aliases: dict[str, str], rows: Sequence[Row]) -> Schema:
 
 _CHAT_EXAMPLE = {
     "model": "smollm2-135m-instruct",
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
     "temperature": 0,
 }
 _COMPLETION_EXAMPLE = {"model": "smollm2-135m-instruct", "prompt": "Once upon a time", "max_tokens": 32}

@@ -17,7 +17,7 @@ _ERROR = "AnthropicError"
 _EXAMPLE = {
     "model": "smollm2-135m-instruct",
     "max_tokens": 50,
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
 }
 
 

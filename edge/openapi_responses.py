@@ -11,7 +11,7 @@ def response_paths() -> dict[str, Schema]:
         "Generate a response, as OpenAI's Responses API does, without keeping it. With `stream`, the answer is that API's"
         " server-sent events."
     )
-    example = {"model": "smollm2-135m-instruct", "input": "What is the capital of France?"}
+    example = {"model": "smollm2-135m-instruct", "input": "What is the capital of Japan?"}
     return {"/v1/responses": {"post": generating_operation(description, "ResponseRequest", "Response", example)}}
 
 

@@ -299,7 +299,7 @@ class Up:
             f"  curl {self._base_url()}/chat/completions \\\n"
             f'    -H "Authorization: Bearer {api_key}" -H "Content-Type: application/json" \\\n'
             f'    -d \'{{"model": "{model}", "temperature": 0, "messages": '
-            '[{"role": "user", "content": "What is the capital of France?"}]}\'\n\n'
+            '[{"role": "user", "content": "What is the capital of Japan?"}]}\'\n\n'
             f"{self._embeddings_line()}"
             f"Docs at http://127.0.0.1:{self._settings.ports['NARU_EDGE_PORT']}/docs. Ctrl-C or `make down` stops it.\n",
             highlight=False,
