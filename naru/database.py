@@ -78,9 +78,6 @@ class Database:
 
         Raises NaruError SERVICE_UNAVAILABLE when the database is away.
         """
-        if self._single is None:
-            async with self.reading() as connection:
-                return (await connection.execute(statement, parameters)).all()
         with translated():
             async with self._single.connect() as connection:
                 return (await connection.execute(statement, parameters)).all()
@@ -88,8 +85,7 @@ class Database:
     async def close(self) -> None:
         """Closes every connection."""
         await self._engine.dispose()
-        if self._single is not None:
-            await self._single.dispose()
+        await self._single.dispose()
 
 
 async def answering(action: Callable[[], Awaitable[Result]], *, seconds: float, stopping: asyncio.Event) -> Result:
@@ -143,9 +139,7 @@ def _engine(url: sa.URL) -> AsyncEngine:
         case "sqlite+aiosqlite":
             if url.database in (None, "", ":memory:"):
                 raise ValueError("a SQLite database needs a file: sqlite+aiosqlite:///<path>")
-            directory = Path(str(url.database)).parent
-            engine = create_async_engine(url, hide_parameters=True, connect_args={"async_creator_fn": SqliteConnection})
-            sa.event.listen(engine.sync_engine, "do_connect", lambda *_: directory.mkdir(parents=True, exist_ok=True))
+            engine = _sqlite_engine(url)
             sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
             return engine
         case "postgresql+asyncpg":
@@ -154,11 +148,20 @@ def _engine(url: sa.URL) -> AsyncEngine:
             raise ValueError(f"the database driver {driver!r} is not one of sqlite+aiosqlite, postgresql+asyncpg")
 
 
-def _single_engine(url: sa.URL) -> AsyncEngine | None:
-    """For single statements on PostgreSQL: no transaction around each."""
-    if url.drivername != "postgresql+asyncpg":
-        return None
-    return _postgresql_engine(url, isolation_level="AUTOCOMMIT", pool_size=_SINGLE_CONNECTIONS, max_overflow=0)
+def _single_engine(url: sa.URL) -> AsyncEngine:
+    """For single statements: no transaction around each, which takes two more round trips to the server or the thread."""
+    single: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_size": _SINGLE_CONNECTIONS, "max_overflow": 0}
+    if url.drivername == "postgresql+asyncpg":
+        return _postgresql_engine(url, **single)
+    return _sqlite_engine(url, skip_autocommit_rollback=True, **single)
+
+
+def _sqlite_engine(url: sa.URL, **options: Any) -> AsyncEngine:
+    directory = Path(str(url.database)).parent
+    connect_args = {"async_creator_fn": SqliteConnection}
+    engine = create_async_engine(url, hide_parameters=True, connect_args=connect_args, **options)
+    sa.event.listen(engine.sync_engine, "do_connect", lambda *_: directory.mkdir(parents=True, exist_ok=True))
+    return engine
 
 
 def _postgresql_engine(url: sa.URL, **options: Any) -> AsyncEngine:
