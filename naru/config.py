@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from naru.balancing import target_of
+from naru.placement import cpus_from
 
 FINISH, END = "finish", "end"
 """What becomes of requests that run when their credential stops working."""
@@ -52,6 +53,12 @@ class ServiceConfig:
     service_tokens_dir: Path = setting(
         Path(".naru/secrets"),
         "Directory of the files service-token-<name> by which services know each other.",
+        shared=True,
+    )
+    cpus: str = setting(
+        "",
+        "CPUs that the service's own threads run on once it serves, as in 1-3,5; empty: all it may. vLLM's engine may run on all,"
+        " and its first thread, which every step waits for, on the others alone.",
         shared=True,
     )
     reflection: bool = setting(False, "Whether gRPC reflection answers callers that have a credential.", shared=True)
@@ -133,6 +140,10 @@ def _check(config: ServiceConfig) -> None:
     for name, port in (("PORT", config.port), ("OPS_PORT", config.ops_port)):
         if not 0 <= port < 65536:
             raise ConfigError(f"{prefix}{name} must be from 0 to 65535, not {port}")
+    try:
+        _ = cpus_from(config.cpus)
+    except ValueError as error:
+        raise ConfigError(f"NARU_CPUS {error}") from error
     if config.revoked_requests not in (FINISH, END):
         raise ConfigError(f"NARU_REVOKED_REQUESTS must be {FINISH} or {END}, not {config.revoked_requests!r}")
     try:

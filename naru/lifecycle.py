@@ -18,6 +18,7 @@ import uvloop
 
 from naru import config as configuration
 from naru import logs
+from naru.placement import cpus_from, run_on
 
 EXIT_OK, EXIT_CRASH, EXIT_CONFIG = 0, 1, 2
 # How long a cancelled task may go on before it is told again.
@@ -165,6 +166,8 @@ async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
         try:
             async with _closing(lifecycle), running(config, lifecycle) as service:
                 rarely_look_for_garbage()
+                # By now an engine has its processes, and they may run anywhere.
+                run_on(cpus_from(config.cpus))
                 _log.info("serving", port=service.port, ops_port=service.ops_port)
                 await lifecycle.wait()
                 _log.info("stopping")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from naru.cli.state import StateFolder, write_private
+from naru.placement import beside_an_engine
 
 DEFAULT_PORTS = {
     "NARU_EDGE_PORT": 8000,
@@ -107,6 +108,9 @@ def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
         "NARU_INFERENCE_JOURNAL_DIR": f"{data}/journal",
         "NARU_INFERENCE_REPLICA_ID": "local",
     }
+    # Two engines would have to share what the services leave.
+    if environ.get("NARU_INFERENCE_ENGINE", "vllm") == "vllm" and not model and (others := beside_an_engine()):
+        defaults["NARU_CPUS"] = others
     # A default beside the caller's own, in a file or not, would be a second value for one setting.
     chosen = {name.removesuffix("_FILE") for name in environ}
     defaults = {name: value for name, value in defaults.items() if name.removesuffix("_FILE") not in chosen}

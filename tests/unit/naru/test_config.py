@@ -42,6 +42,7 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ({"NARU_EDGE_LIMIT": "many"}, "NARU_EDGE_LIMIT"),
         ({"NARU_REFLECTION": "perhaps"}, "NARU_REFLECTION"),
         ({"NARU_LOG_LEVEL": "verbose"}, "NARU_LOG_LEVEL must be one of debug"),
+        ({"NARU_CPUS": "x"}, "NARU_CPUS must be numbers of CPUs"),
         ({"NARU_EDGE_PORT": "70000"}, "NARU_EDGE_PORT must be from 0 to 65535"),
         ({"NARU_EDGE_OPS_PORT": "-1"}, "NARU_EDGE_OPS_PORT"),
         ({"NARU_EDGE_SHUTDOWN_GRACE": "nan"}, "NARU_EDGE_SHUTDOWN_GRACE"),
