@@ -30,9 +30,10 @@ class AuthsvcConfig(foreign_config.ForeignConfig):
         " the others move to it when they are used.",
     )
     registration: str = setting("off", "Who may register: open (anybody), invite (whoever has one) or off (nobody).")
-    user_keys: bool = setting(
-        True,
-        "Whether users without a role in their workspace make API keys for themselves; those they have they manage anyway.",
+    user_keys: int = setting(
+        100,
+        "How many API keys users without a role in their workspace may have when they make one: those that work count, and those"
+        " of the last 24 hours. With 0 they make none; those they have they manage anyway.",
     )
     access_token_seconds: float = setting(900.0, "Seconds for which a user's access token is good, from 60 to 3,600.")
     session_days: float = setting(30.0, "Days for which a session can be refreshed before its user logs in again.")
@@ -50,6 +51,8 @@ class AuthsvcConfig(foreign_config.ForeignConfig):
         foreign_config.ForeignConfig.__post_init__(self)
         if self.registration not in ("open", "invite", "off"):
             raise ValueError(f"NARU_AUTHSVC_REGISTRATION must be open, invite or off, not {self.registration!r}")
+        if not 0 <= self.user_keys <= 1_000_000:
+            raise ValueError("NARU_AUTHSVC_USER_KEYS must be from 0 to 1000000")
         if not 60 <= self.access_token_seconds <= 3600:
             raise ValueError("NARU_AUTHSVC_ACCESS_TOKEN_SECONDS must be from 60 to 3600")
         if not 0 < self.session_days <= 3660:

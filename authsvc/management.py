@@ -91,7 +91,8 @@ class KeyManager:
         clock: Tells the time.
         random_bytes: Source of keys, such as `os.urandom`.
         new_id: Source of workspace ids.
-        user_keys: Whether users without a role make keys for themselves.
+        user_keys: Up to how many keys users without a role make some for themselves: those that work count, and those of the
+            last 24 hours.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class KeyManager:
         clock: Clock,
         random_bytes: Callable[[int], bytes],
         new_id: Callable[[], str],
-        user_keys: bool = True,
+        user_keys: int,
     ) -> None:
         self._user_keys = user_keys
         self._store = store
@@ -118,7 +119,8 @@ class KeyManager:
 
         Raises:
             NaruError: INVALID_ARGUMENT naming the field; PERMISSION_DENIED when the key would do more than the caller
-                may; NOT_FOUND for an unknown workspace or user; ALREADY_EXISTS for a request id used with another body.
+                may; NOT_FOUND for an unknown workspace or user; ALREADY_EXISTS for a request id used with another body;
+                FAILED_PRECONDITION for a user who has too many.
         """
         now = self._clock.time()
         _check_wish(wish, now)
@@ -151,7 +153,8 @@ class KeyManager:
             metadata=wish.metadata,
         )
         mark = request_mark(caller, wish.request_id, asdict(wish))
-        stored, is_new = await self._store.insert_key(key, made.digest, self._creation(key), mark)
+        most = self._user_keys if caller.role is Role.USER else None
+        stored, is_new = await self._store.insert_key(key, made.digest, self._creation(key), mark, user_keys=most)
         return MadeKey(stored, made.text if is_new else "")
 
     async def list_page(

@@ -49,7 +49,9 @@ from authsvc.tables import (
     workspaces,
 )
 from naru.database import Database
+from naru.errors import NaruError, Reason
 
+_DAY_SECONDS = 86_400.0
 # Made once, as making it takes longer than running it. One statement sees one snapshot: an invalidation that the position
 # counts is also seen in the keys.
 _POSITION = sa.select(installation.c.epoch, installation.c.sequence)
@@ -154,7 +156,13 @@ class KeyStore:
         return None if row is None else to_owner(row)
 
     async def insert_key(
-        self, key: ApiKey, digest: SecretDigest, entry: AuditEntry, mark: RequestMark | None = None
+        self,
+        key: ApiKey,
+        digest: SecretDigest,
+        entry: AuditEntry,
+        mark: RequestMark | None = None,
+        *,
+        user_keys: int | None = None,
     ) -> tuple[ApiKey, bool]:
         """Adds the key, and `entry` to the audit. When the same request was seen within 24 hours, adds nothing.
 
@@ -162,7 +170,8 @@ class KeyStore:
             The key that is there now, and whether this call made it.
 
         Raises:
-            NaruError: ALREADY_EXISTS when the request id was seen with another body; NOT_FOUND when the workspace is gone.
+            NaruError: ALREADY_EXISTS when the request id was seen with another body; NOT_FOUND when the workspace is gone;
+                FAILED_PRECONDITION when the key's user would have more than `user_keys` that work or are a day old at most.
         """
         try:
             async with self._database.writing() as connection:
@@ -170,6 +179,8 @@ class KeyStore:
                 if mark is not None:
                     await _forget_request(connection, mark, before=key.create_time - REQUEST_ID_SECONDS)
                 await _insert_key(connection, key, digest, mark)
+                if user_keys is not None:
+                    await _check_number(connection, key, user_keys)
                 await audit.record(connection, entry)
         except IntegrityError:
             earlier = None if mark is None else await self._made_by(mark)
@@ -264,6 +275,11 @@ def _with_row(stored: StoredKey, row: sa.Row[Any]) -> StoredKey:
     return StoredKey(stored.position, stored.key or to_key(row), secrets, row.workspace_tier, to_owner(row))
 
 
+def _alive(now: int) -> sa.ColumnElement[bool]:
+    columns = api_keys.c
+    return sa.and_(columns.revoke_time.is_(None), sa.or_(columns.expire_time.is_(None), columns.expire_time > now))
+
+
 def _conditions(filters: KeyFilters, now: int) -> list[sa.ColumnElement[bool]]:
     columns = api_keys.c
     found = [
@@ -274,7 +290,7 @@ def _conditions(filters: KeyFilters, now: int) -> list[sa.ColumnElement[bool]]:
     if filters.description_contains:
         found.append(columns.description.icontains(filters.description_contains, autoescape=True))
     ended = columns.expire_time <= now
-    alive = sa.and_(columns.revoke_time.is_(None), sa.or_(columns.expire_time.is_(None), columns.expire_time > now))
+    alive = _alive(now)
     match filters.state:
         case KeyState.ACTIVE:
             found += [alive, columns.block_time.is_(None)]
@@ -299,6 +315,22 @@ def _effective_tier() -> sa.ColumnElement[str]:
 async def _insert_key(connection: AsyncConnection, key: ApiKey, digest: SecretDigest, mark: RequestMark | None) -> None:
     values = key_values(key) | digest_values(digest) | mark_values(mark)
     await connection.execute(sa.insert(api_keys).values(values))
+
+
+async def _check_number(connection: AsyncConnection, key: ApiKey, most: int) -> None:
+    """Raises NaruError FAILED_PRECONDITION when the user of a new key has more than `most`. Of two at once the second waits."""
+    owner = sa.select(users.c.user_id).where(users.c.user_id == key.user_id)
+    await connection.execute(owner.with_for_update(key_share=True))
+    # Those of a day count whatever became of them, as their rows stay.
+    fresh = api_keys.c.create_time > micros(key.create_time - _DAY_SECONDS)
+    mine = sa.and_(api_keys.c.user_id == key.user_id, sa.or_(_alive(micros(key.create_time)), fresh))
+    counted = await connection.execute(sa.select(sa.func.count()).select_from(api_keys).where(mine))
+    if counted.scalar_one() > most:
+        raise NaruError(
+            Reason.FAILED_PRECONDITION,
+            f"You have as many API keys as users may: {most} that work or were made within the last 24 hours.",
+            metadata={"resource": "api_key", "limit": str(most)},
+        )
 
 
 async def _forget_request(connection: AsyncConnection, mark: RequestMark, before: float) -> None:

@@ -65,6 +65,7 @@ api_keys = sa.Table(
     sa.UniqueConstraint("request_caller", "request_id"),
     sa.Index(None, "create_time", "key_id"),
     sa.Index(None, "workspace_id", "create_time", "key_id"),
+    sa.Index(None, "user_id", "create_time"),
 )
 
 invalidations = sa.Table(

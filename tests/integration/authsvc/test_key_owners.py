@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from typing import Any
@@ -13,20 +14,20 @@ from authsvc.authentication import Authenticator
 from authsvc.key_store import KeyChanges
 from authsvc.key_usage import KeyUsage
 from authsvc.keys import NewKey, Pepper, Peppers, new_key
-from authsvc.management import KeyManager, KeyWish
+from authsvc.management import KeyManager, KeyWish, MadeKey
 from authsvc.records import ApiKey, KeyFilters, Workspace
 from authsvc.store import KeyStore
 from authsvc.user_records import Membership, User
 from authsvc.users_store import UserStore
 from authsvc.workspaces_store import WorkspaceStore
 from naru.database import Database
-from naru.errors import Reason, invalid_api_key, not_found
+from naru.errors import NaruError, Reason, invalid_api_key, not_found
 from naru.identity import Principal, Role
 from naru.ids import uuid7
 from naru.lifecycle import Lifecycle
 from naru.testing.clock import FakeClock
 from tests.integration.authsvc.harness import refused, refused_field
-from tests.support.auth_store import bootstrap, entry, insert_key, told
+from tests.support.auth_store import bootstrap, entry, insert_key, revoke_key, told
 
 PEPPERS = Peppers([Pepper(1, b"p" * 32)])
 ADMIN = Principal("w1", Role.ADMIN, key_id="admin0000000")
@@ -48,6 +49,7 @@ class World:
             clock=self.clock,
             random_bytes=os.urandom,
             new_id=uuid7,
+            user_keys=3,
         )
         self.user = User("u1", "ann@example.com", self.clock.time())
         self.text = ""
@@ -104,6 +106,26 @@ async def test_the_tier_is_the_keys_else_the_users_else_the_workspaces(world: Wo
     assert (await world.tier(), await listed("team"), await listed("pro")) == ("team", True, False)
     made = await world.manager.create(ADMIN, KeyWish(user_id="u1", tier="own"))
     assert (await world.authenticator.resolve(made.text)).principal.tier == "own"
+
+
+async def test_no_user_has_too_many(world: World, database: Database) -> None:
+    """Of several at once no more are made than there is room for; what ended makes room after a day."""
+    ann = Principal("w1", Role.USER, user_id="u1")
+
+    async def made() -> list[str]:
+        """The keys that a user gets who asks for four at once."""
+        asked = await asyncio.gather(*(world.manager.create(ann, KeyWish()) for _ in range(4)), return_exceptions=True)
+        reasons = {answer.reason for answer in asked if isinstance(answer, NaruError)}
+        assert reasons == {Reason.FAILED_PRECONDITION}
+        return [answer.key.key_id for answer in asked if isinstance(answer, MadeKey)]
+
+    gone, kept = await made()
+    await revoke_key(database, gone, world.clock.time())
+    assert await made() == []
+    world.clock.advance(86_401)
+    (another,) = await made()
+    assert another not in (gone, kept)
+    assert (await world.manager.create(ADMIN, KeyWish(user_id="u1"))).text
 
 
 async def test_a_key_ends_with_the_membership(world: World) -> None:

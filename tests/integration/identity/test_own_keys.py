@@ -133,8 +133,8 @@ async def test_a_users_key_makes_no_keys(naru: Installation) -> None:
 
 
 async def test_an_operator_may_switch_it_off(tmp_path: Path) -> None:
-    """With NARU_AUTHSVC_USER_KEYS off users make no keys; what they have they go on managing."""
-    async with installation(tmp_path, user_keys=False) as naru:
+    """With NARU_AUTHSVC_USER_KEYS 0 users make no keys; what they have they go on managing."""
+    async with installation(tmp_path, user_keys=0) as naru:
         ann = await token_of(naru)
         me = (await naru.ask("GET", "/api/auth/me", token=ann)).body["user"]["user_id"]
         refused = await naru.ask("POST", "/api/keys", {}, token=ann)
@@ -142,6 +142,24 @@ async def test_an_operator_may_switch_it_off(tmp_path: Path) -> None:
         mine = (await made(naru, naru.key, user_id=me))["api_key"]["key_id"]
         assert (await naru.ask("POST", f"/api/keys/{mine}/rotate", {}, token=ann)).status == 200
         assert (await naru.ask("DELETE", f"/api/keys/{mine}", token=ann)).status == 200
+
+
+async def test_nobody_fills_the_database_with_keys(tmp_path: Path) -> None:
+    """Of many at once no more are made than a user may have; to revoke one makes no room today, and administrators need none."""
+    async with installation(tmp_path, user_keys=3) as naru:
+        ann, bob = await token_of(naru), await token_of(naru, "bob@example.com")
+        first = {"description": "first", "request_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}
+        mine = (await made(naru, ann, **first))["api_key"]
+        asked = await asyncio.gather(*(naru.ask("POST", "/api/keys", {}, token=ann) for _ in range(6)))
+        assert sorted(answer.status for answer in asked) == [200, 200, 400, 400, 400, 400]
+        refused = max(asked, key=lambda answer: answer.status)
+        assert refused.code == "failed_precondition"
+        assert "3 that work or were made within the last 24 hours" in refused.body["error"]["message"]
+        assert (await made(naru, ann, **first))["api_key"] == mine
+        assert (await naru.ask("DELETE", f"/api/keys/{mine['key_id']}", token=ann)).status == 200
+        assert (await naru.ask("POST", "/api/keys", {}, token=ann)).status == 400
+        assert (await naru.ask("POST", "/api/keys", {}, token=bob)).status == 200
+        _ = await made(naru, naru.key, user_id=mine["user_id"])
 
 
 async def test_no_key_outlives_the_key_that_makes_it(naru: Installation) -> None:

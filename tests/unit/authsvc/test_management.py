@@ -54,6 +54,7 @@ async def manager(database: Database, store: KeyStore) -> KeyManager:
         clock=FakeClock(),
         random_bytes=random.Random(1).randbytes,
         new_id=lambda: f"w{next(ids)}",
+        user_keys=100,
     )
     await manager.bootstrap("", additional=False)
     async with database.writing() as connection:
