@@ -166,8 +166,9 @@ async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
         try:
             async with _closing(lifecycle), running(config, lifecycle) as service:
                 rarely_look_for_garbage()
-                # By now an engine has its processes, and they may run anywhere.
-                run_on(cpus_from(config.cpus))
+                if config.cpus:
+                    # By now an engine has its processes, and they may run anywhere.
+                    run_on(cpus_from(config.cpus))
                 _log.info("serving", port=service.port, ops_port=service.ops_port)
                 await lifecycle.wait()
                 _log.info("stopping")

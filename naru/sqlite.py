@@ -78,7 +78,8 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
         try:
             _ = connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+            # The lowest byte says what it is, the rest why: another one may be recovering the log.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
                 raise
         else:
             return
