@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -174,9 +174,14 @@ class SessionStore:
                 for row in rows
             ]
 
-    async def insert_signing_key(self, key: StoredSigningKey) -> None:
-        """Adds a signing key."""
+    async def insert_signing_key(self, key: StoredSigningKey, *, beside: Collection[str]) -> bool:
+        """Adds a signing key, unless another one was added to those that `beside` names. Says whether it was added."""
+        others = sa.select(sa.exists().where(signing_keys.c.kid.not_in(beside)))
         async with self._database.writing() as connection:
+            # One after the other.
+            await connection.execute(sa.select(installation.c.epoch).with_for_update())
+            if (await connection.execute(others)).scalar_one():
+                return False
             await connection.execute(
                 sa.insert(signing_keys).values(
                     kid=key.kid,
@@ -186,6 +191,7 @@ class SessionStore:
                     create_time=micros(key.create_time),
                 )
             )
+            return True
 
     async def delete_signing_keys(self, kids: Sequence[str]) -> None:
         """Deletes signing keys, if there are any to delete."""

@@ -89,17 +89,7 @@ class KeyRing:
     async def turn(self) -> None:
         """Reads the keys, makes one when it is time, drops those that are of no use. Raises NaruError SERVICE_UNAVAILABLE."""
         async with self._reading:
-            now = self._clock.time()
-            stored = await self._store.list_signing_keys()
-            dead = self._dead(stored, now)
-            await self._store.delete_signing_keys(dead)
-            keys = {key.kid: opened for key in stored if key.kid not in dead and (opened := self._open(key))}
-            if all(key.create_time <= now - self._rotation for key in keys.values()):
-                made, sealed = self._make(now)
-                # Of replicas that begin at once each may make one; all of them are good.
-                await self._store.insert_signing_key(sealed)
-                keys[made.kid] = made
-                _log.info("a new signing key", kid=made.kid)
+            keys = await self._read_or_make()
             self._keys = keys
             self._read_at = self._clock.monotonic()
 
@@ -111,6 +101,21 @@ class KeyRing:
                 await self.turn()
             except NaruError as error:
                 _log.warning("the signing keys could not be read", error=error.message)
+
+    async def _read_or_make(self) -> dict[str, SigningKey]:
+        now = self._clock.time()
+        while True:
+            stored = await self._store.list_signing_keys()
+            dead = self._dead(stored, now)
+            await self._store.delete_signing_keys(dead)
+            keys = {key.kid: opened for key in stored if key.kid not in dead and (opened := self._open(key))}
+            if any(key.create_time > now - self._rotation for key in keys.values()):
+                return keys
+            made, sealed = self._make(now)
+            # Of replicas that begin at once one makes it: what each signed with its own the others would refuse at first.
+            if await self._store.insert_signing_key(sealed, beside={key.kid for key in stored}):
+                _log.info("a new signing key", kid=made.kid)
+                return keys | {made.kid: made}
 
     def _dead(self, stored: Sequence[StoredSigningKey], now: float) -> list[str]:
         """Those whose successor has been there for so long that nothing they signed is good any more."""

@@ -1,0 +1,65 @@
+"""Several replicas on one database, SQLite or PostgreSQL, sign with the same keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from authsvc.keys import Pepper, Peppers
+from authsvc.sessions_store import SessionStore
+from authsvc.signing import KeyRing
+from authsvc.user_records import StoredSigningKey
+from naru.database import Database
+from naru.ids import uuid7
+from naru.testing.clock import FakeClock
+
+_ROTATION = 30 * 86_400.0
+
+
+async def test_of_replicas_that_begin_at_once_one_makes_the_key(database: Database) -> None:
+    """Each knows the other's tokens at once, the first time and at a rotation, although both saw that a key was missing."""
+    clock, store = FakeClock(), ReadTogether(database)
+    one, other = ring_on(store, clock), ring_on(store, clock)
+    for keys in (1, 2):
+        store.reads = 0
+        await asyncio.gather(one.turn(), other.turn())
+        assert len(one.published) == keys
+        assert [key.kid for key in one.published] == [key.kid for key in other.published]
+        assert one.signing().kid == other.signing().kid
+        clock.advance(_ROTATION)
+
+
+async def test_a_key_that_nobody_can_open_is_replaced(database: Database) -> None:
+    """One sealed under a pepper that is gone signs nothing, and holds up no new one."""
+    clock, store = FakeClock(), SessionStore(database)
+    lost, ring = ring_on(store, clock, pepper=1), ring_on(store, clock, pepper=2)
+    await lost.turn()
+    await ring.turn()
+    assert len(ring.published) == 1
+    assert ring.signing().kid != lost.signing().kid
+
+
+class ReadTogether(SessionStore):
+    """The first two to read both have read before either goes on."""
+
+    reads = 0
+
+    async def list_signing_keys(self) -> list[StoredSigningKey]:
+        """All signing keys."""
+        keys = await super().list_signing_keys()
+        self.reads += 1
+        while self.reads < 2:
+            await asyncio.sleep(0)
+        return keys
+
+
+def ring_on(store: SessionStore, clock: FakeClock, pepper: int = 1) -> KeyRing:
+    return KeyRing(
+        store=store,
+        peppers=Peppers([Pepper(pepper, bytes([pepper]) * 32)]),
+        clock=clock,
+        random_bytes=os.urandom,
+        new_id=uuid7,
+        rotation=_ROTATION,
+        lifetime=900.0,
+    )
