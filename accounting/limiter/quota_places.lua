@@ -267,7 +267,7 @@ local function write_places()
       call('INCRBY', key, exactly(place.added))
       if place.begun then
         -- It is remembered for as long as it may change.
-        call('PEXPIREAT', key, math.ceil((place.ends + options.memory) / 1000))
+        call('PEXPIRE', key, math.ceil((place.ends + options.memory - now) / 1000))
       end
     end
   end
