@@ -13,8 +13,13 @@ function operations.begin()
 end
 
 -- Puts what is known from elsewhere into windows: at least `amount` at the time the item names, which is a bucket of a window
--- that slides and else the current period. Doing it again changes nothing.
+-- that slides and else the current period. Doing it again changes nothing. Of an epoch that has not begun, or takes no
+-- reservations yet, a recovery sees to it, which adds: nothing is loaded then.
 function operations.load()
+  local open_at = call('HGET', KEYS[1], 'open_at')
+  if not open_at or now < tonumber(open_at) then
+    return 0
+  end
   for _, item in ipairs(items) do
     local place = place_of(limits[item.limit])
     if place.text and not place.there then

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from accounting.quota import Grant, LimitKind, Renewal
+from accounting.limiter.limiter import Booked
+from accounting.limits import Budget, LimitRule
+from accounting.quota import Grant, Limit, LimitKind, LimitScope, LimitWindow, Renewal
 from naru.errors import NaruError, Reason
 from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, empty, report
 from tests.support.copies import replace
@@ -109,6 +111,24 @@ async def test_a_retry_whose_first_attempt_never_began_is_one_request(books: Boo
     await books.epochs.check()
     books.advance(90)
     assert (await books.remaining())[LimitKind.REQUESTS] == 99
+
+
+async def test_what_is_loaded_before_the_loss_was_noticed_counts_once(books: Books, redis_url: str) -> None:
+    """Another replica may look at SQL right after Redis was emptied, or during the recovery, which counts the same."""
+    await books.epochs.check()
+    await books.recorder.record([report(await books.granted())])
+    rule = LimitRule(LimitKind.TOTAL_TOKENS, LimitWindow.TOTAL, 1_000)
+    await books.catalogue_store.add_budget(Budget("b", LimitScope.KEY, "key-1", rule), needs_tier=False)
+    await books.catalogue.refresh()
+    used = Booked(Limit(LimitScope.KEY, "key-1", LimitKind.TOTAL_TOKENS, LimitWindow.TOTAL, 1_000), 0, 10)
+    await empty(redis_url)
+    await books.limiter.load([used])
+    await books.epochs.check()
+    await books.limiter.load([used])
+    books.advance(90)
+    await books.epochs.check()
+    await books.limiter.load([used])
+    assert (await books.remaining("free"))[LimitKind.TOTAL_TOKENS] == 990
 
 
 async def test_replicas_agree_on_one_epoch(books: Books, redis_url: str) -> None:
