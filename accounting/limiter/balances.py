@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import cast
 
-from redis.exceptions import WatchError
+from redis.exceptions import ConnectionError, WatchError
 
 from accounting.limiter.limiter import EPOCH_KEY, KEY_PREFIX, Limiter, translated
 from accounting.limiter.wire import amounts_held
@@ -30,16 +31,10 @@ class Balances:
         Raises NaruError SERVICE_UNAVAILABLE also while what Redis holds is not all there was.
         """
         key = _key(limit)
-        with translated():
-            async with self._redis.pipeline() as pipe:
-                _ = pipe.incrby(key, amount)
-                _ = pipe.hget(EPOCH_KEY, "open_at")
-                _ = pipe.get(f"{KEY_PREFIX}now")
-                taken, open_time, now = await pipe.execute()
-            recovered = open_time is not None and now is not None and float(open_time) <= float(now)
-            if recovered and int(taken) <= limit.limit:
-                return True
-            await self._redis.decrby(key, amount)
+        taken, recovered = await self._count(key, amount)
+        if recovered and taken <= limit.limit:
+            return True
+        _ = await self._count(key, -amount)
         if not recovered:
             raise unavailable("accounting", "The limiter has lost its state and is recovering.", retry_after=5.0)
         return False
@@ -61,7 +56,7 @@ class Balances:
         `known` must have everything that the limiter was ever told to settle, and nothing that it is still to be told.
         """
         key = _key(limit)
-        with translated():
+        with translated(), suppress(WatchError):
             async with self._redis.pipeline() as pipe:
                 # Whatever changes the counter from here on, even to the same figure, makes the change below fail.
                 await pipe.watch(key)
@@ -70,11 +65,26 @@ class Balances:
                     return 0
                 pipe.multi()  # type: ignore[no-untyped-call] # it has no types
                 _ = pipe.decrby(key, drift)
-                try:
-                    await pipe.execute()
-                except WatchError:
-                    return 0
-        return drift
+                await pipe.execute()
+                return drift
+        return 0
+
+    async def _count(self, key: str, amount: int) -> tuple[int, bool]:
+        """Adds to a counter, once or not at all; what it is then, and whether what Redis holds is all there was."""
+        with translated():
+            try:
+                async with self._redis.pipeline() as pipe:
+                    # A client that watches something does not ask again when its connection breaks, and so counts nothing twice.
+                    await pipe.watch(EPOCH_KEY)
+                    pipe.multi()  # type: ignore[no-untyped-call] # it has no types
+                    _ = pipe.incrby(key, amount)
+                    _ = pipe.hget(EPOCH_KEY, "open_at")
+                    _ = pipe.get(f"{KEY_PREFIX}now")
+                    counted, open_time, now = await pipe.execute()
+            except WatchError as error:
+                # What was counted all the same is taken off by the next reconciliation.
+                raise ConnectionError("the connection broke, or Redis was emptied") from error
+        return int(counted), open_time is not None and now is not None and float(open_time) <= float(now)
 
     async def _reserved(self) -> Counter[str]:
         """What open reservations hold, by counter."""

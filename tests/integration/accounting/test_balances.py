@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from accounting.ledger.ledger import EntryKind
 from accounting.limiter.balances import Balances
@@ -10,7 +13,7 @@ from accounting.quota import Grant, Limit, LimitKind, LimitScope, LimitWindow
 from naru.errors import NaruError, Reason
 from naru.ids import uuid7
 from naru.usage import Evidence
-from tests.integration.accounting.harness import Books, empty, refused, report
+from tests.integration.accounting.harness import START, Books, empty, new_limiter, refused, report
 from tests.integration.accounting.test_prepaid import COST, Till, till
 
 __all__ = ["till"]  # a fixture
@@ -115,6 +118,64 @@ async def test_a_debit_that_was_counted_and_not_posted_is_given_back(till: Till,
     assert await Balances(books.limiter).take(limit, 400)
     assert await till.left() == 600
     await swept(books)
+    assert await till.left() == 1_000
+
+
+class Lossy:
+    """Carries what is said to Redis and back; hangs up in place of the answer to what has a word in it, so many times."""
+
+    def __init__(self, port: int, word: bytes, times: int) -> None:
+        self._port, self._word, self._times = port, word, times
+        self.heard = 0
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        while said := await reader.read(1 << 16):
+            inner_writer.write(said)
+            answer = await inner_reader.read(1 << 16)
+            if self._word in said:
+                self.heard += 1
+                if self.heard <= self._times:
+                    break
+            writer.write(answer)
+        writer.close()
+        inner_writer.close()
+
+
+@asynccontextmanager
+async def lossy(redis_url: str, word: bytes, times: int = 1) -> AsyncIterator[tuple[Lossy, Balances]]:
+    """Such a connection, and who works over it."""
+    url = urlsplit(redis_url)
+    assert url.port is not None
+    relay = Lossy(url.port, word, times)
+    server = await asyncio.start_server(relay.carry, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    limiter = new_limiter(url._replace(netloc=f"127.0.0.1:{port}").geturl(), now=START)
+    yield relay, Balances(limiter)
+    await limiter.redis.aclose()
+    server.close()
+
+
+async def test_a_debit_whose_answer_was_lost_is_counted_once(till: Till, books: Books, redis_url: str) -> None:
+    """Whoever asked is told that nobody knows; what was counted is given back later, as it was not posted."""
+    await till.pay(1_000)
+    limit = Limit(LimitScope.WORKSPACE, "ws-1", LimitKind.COST, LimitWindow.TOTAL, 1_000)
+    async with lossy(redis_url, b"INCRBY") as (relay, balances):
+        assert (await refused(balances.take(limit, 400))).reason is Reason.SERVICE_UNAVAILABLE
+        assert relay.heard == 1
+    assert await till.left() == 600
+    await swept(books)
+    assert await till.left() == 1_000
+
+
+async def test_a_correction_whose_connection_breaks_is_left_for_later(till: Till, redis_url: str) -> None:
+    """Redis goes away between looking and changing: nothing is changed, and nothing fails."""
+    await till.pay(1_000)
+    limit = Limit(LimitScope.WORKSPACE, "ws-1", LimitKind.COST, LimitWindow.TOTAL, 1_000)
+    async with lossy(redis_url, b"GET") as (relay, balances):
+        assert await balances.correct(limit, 300) == 0
+        assert relay.heard == 1
     assert await till.left() == 1_000
 
 
