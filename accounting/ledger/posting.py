@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from accounting.bulk import Bulk, insert_given
 from accounting.ledger.ledger import Attempt as LedgerAttempt
-from accounting.ledger.ledger import Entry, postings, usage_entries, used_by
+from accounting.ledger.ledger import Entry, postings, used_by
 from accounting.quota import EventRef
 from accounting.tables import ledger_accounts, ledger_entries, ledger_postings
 
@@ -22,7 +22,7 @@ _ENTRY_COLUMNS = tuple(field.name for field in fields(Entry))
 async def post_usage(connection: AsyncConnection, entries: Sequence[Entry]) -> None:
     """Posts entries of usage that are not there yet, and adds them to what their workspaces used.
 
-    The accounts come last in every transaction and in one order: nobody waits for another who waits for them.
+    The accounts come last in every transaction, once and in one order: nobody waits for another who waits for them.
     """
     added = await insert_entries(connection, entries)
     used = used_by(added)
@@ -58,12 +58,6 @@ async def insert_entries(connection: AsyncConnection, entries: Sequence[Entry]) 
     return added
 
 
-async def post_events(connection: AsyncConnection, rows: Sequence[sa.Row[Any]], now: int) -> None:
-    """Posts what is missing for the ledger to say of events what they cost. Takes all of their attempts, locked."""
-    posted = await _posted(connection, {row.event_id for row in rows})
-    await post_usage(connection, usage_entries([as_attempt(row) for row in rows], posted, now))
-
-
 def as_attempt(row: sa.Row[Any]) -> LedgerAttempt:
     """A row of usage as the ledger sees it."""
     return LedgerAttempt(
@@ -76,7 +70,8 @@ def as_attempt(row: sa.Row[Any]) -> LedgerAttempt:
     )
 
 
-async def _posted(connection: AsyncConnection, event_ids: Collection[str]) -> Mapping[EventRef, int]:
+async def posted_for(connection: AsyncConnection, event_ids: Collection[str]) -> Mapping[EventRef, int]:
+    """What the entries of each attempt of the events come to so far."""
     entries = ledger_entries.c
     query = (
         sa.select(entries.event_id, entries.attempt, sa.func.sum(entries.amount).label("amount"))

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from accounting.bulk import Bulk, given, insert_given, is_given, upsert
 from accounting.engines import EngineReport
 from accounting.ledger.ledger import usage_entries
-from accounting.ledger.posting import post_events, post_usage
+from accounting.ledger.posting import as_attempt, post_usage, posted_for
 from accounting.quota import EventRef
 from accounting.settlement import (
     BookedEvent,
@@ -106,9 +106,14 @@ class UsageStore:
             for index, status in zip(groups[ref], found, strict=True):
                 statuses[index] = status
         await self._note(connection, settled, now)
-        await self._book(connection, [row for ref, row in locked.items() if ref not in new], known, now)
         first = [best[ref] for ref in new if ref.event_id not in known]
-        await self._book_first(connection, [one for one in first if one.event.evidence is Evidence.FINAL], now)
+        await self._book(
+            connection,
+            [row for ref, row in locked.items() if ref not in new],
+            known,
+            now,
+            first=[one for one in first if one.event.evidence is Evidence.FINAL],
+        )
         return Recorded(tuple(statuses), tuple(settled))
 
     async def expire(self, leases: Sequence[BookedEvent], now: int) -> list[Exact]:
@@ -253,19 +258,25 @@ class UsageStore:
             )
 
     async def _book(
-        self, connection: AsyncConnection, before: Sequence[sa.Row[Any]], event_ids: Collection[str], now: int
+        self,
+        connection: AsyncConnection,
+        before: Sequence[sa.Row[Any]],
+        event_ids: Collection[str],
+        now: int,
+        *,
+        first: Sequence[BookedEvent] = (),
     ) -> None:
-        """Brings the ledger and the sums to what counts now of events, which are locked; `before`: as they were."""
-        if not event_ids:
-            return
-        after = list((await self._attempts(connection, event_ids)).values())
-        await note_changes(connection, changes(map(stored_share, before), map(stored_share, after)))
-        await post_events(connection, after, now)
+        """Brings the ledger and the sums to what counts now of events.
 
-    async def _book_first(self, connection: AsyncConnection, events: Sequence[BookedEvent], now: int) -> None:
-        """The same for events that nobody knew before, and that count as they are."""
-        await note_changes(connection, changes((), (share(one, settled=True) for one in events)))
-        await post_usage(connection, usage_entries([settled_attempt(one) for one in events], {}, now))
+        Those of `event_ids` are locked, and `before` is as they were. Nobody knew the `first` ones, which are final, before.
+        """
+        after = list((await self._attempts(connection, event_ids)).values()) if event_ids else []
+        posted = await posted_for(connection, event_ids) if event_ids else {}
+        shares = [*map(stored_share, after), *(share(one, settled=True) for one in first)]
+        await note_changes(connection, changes(map(stored_share, before), shares))
+        attempts = [*map(as_attempt, after), *map(settled_attempt, first)]
+        # All at once: who posted twice would hold accounts while it waits for others.
+        await post_usage(connection, usage_entries(attempts, posted, now))
 
     async def _note(self, connection: AsyncConnection, settled: Sequence[Exact], now: int) -> None:
         if not settled:

@@ -83,6 +83,20 @@ async def test_usage_is_posted_once(store: UsageStore, database: Database) -> No
     assert found.amounts == {"workspace:ws-1": -137, "revenue": 137}
 
 
+async def test_workspaces_that_share_batches_do_not_hold_each_other_up(store: UsageStore, database: Database) -> None:
+    """Batches of what is known of the one and new of the other, and the other way round, at once."""
+    for turn in range(15):
+        known = {name: new_ref() for name in ("ws-1", "ws-2")}
+        await store.record([paid(ref, 5, DELIVERED, name) for name, ref in known.items()], START)
+        await asyncio.gather(
+            *(
+                store.record([paid(known[one], 7, FINAL, one), paid(new_ref(), 3, FINAL, other)], START + turn)
+                for one, other in (("ws-1", "ws-2"), ("ws-2", "ws-1"))
+            )
+        )
+    assert (await posted(database)).used == {"ws-1": 150, "ws-2": 150}
+
+
 async def test_what_costs_nothing_posts_nothing(store: UsageStore, database: Database) -> None:
     """Nor does what does not count yet."""
     await store.record([paid(new_ref(), 0), paid(new_ref(), 5, DELIVERED)], START)
