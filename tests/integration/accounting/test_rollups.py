@@ -224,7 +224,6 @@ async def test_everything_is_rolled_once(store: UsageStore, reports: ReportStore
     async def roll(roller: Roller) -> None:
         while not done.is_set():
             await roller.roll()
-            # SQLite has no queue of writers: three that never pause can keep another one out for its five seconds.
             await asyncio.sleep(0.01)
 
     async def write(part: Sequence[EventRef]) -> None:

@@ -87,3 +87,19 @@ async def test_a_new_file_that_another_writes_to_is_waited_for(tmp_path: Path) -
     assert await asked == "wal"
     other.close()
     await database.close()
+
+
+async def test_writers_of_a_process_get_their_turn(tmp_path: Path) -> None:
+    """Whoever asks first writes first, however many write again and again: nobody is kept out by chance."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    order: list[int] = []
+
+    async def write(number: int) -> None:
+        for _ in range(10):
+            async with database.writing() as connection:
+                await connection.execute(sa.text("SELECT 1"))
+                order.append(number)
+
+    await asyncio.gather(*(write(number) for number in range(4)))
+    await database.close()
+    assert order == [0, 1, 2, 3] * 10
