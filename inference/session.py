@@ -69,9 +69,12 @@ class Session:
             self._outbox.end()
 
     def finish(self) -> None:
-        """Cancels all streams, and ends once the caller was told what came of them."""
+        """Cancels all streams, and ends once the caller was told what came of them.
+
+        A caller that is gone looks the same at first, so what it reserved is given back for it.
+        """
         for generation in tuple(self._streams.values()):
-            generation.cancel()
+            generation.cancel(unheard=True)
         self.end_when_idle()
 
     def fail(self, error: NaruError) -> None:

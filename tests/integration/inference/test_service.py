@@ -107,6 +107,18 @@ async def test_a_lost_session_is_metered(tmp_path: Path) -> None:
         assert service.events[0].usage.completion_tokens == 2
 
 
+async def test_a_lost_session_gives_back_what_was_reserved(tmp_path: Path) -> None:
+    """The edge goes away while a request of its is being prepared: accounting hears of it before the lease ends."""
+    engine = ScriptedEngine()
+    engine.prepare_gate.clear()
+    async with inference_service(tmp_path, engine) as service:
+        async with service.session() as session:
+            await session.send(submit(1, generation(1)))
+            await eventually(lambda: engine.prepared)
+        await eventually(lambda: service.accounting.released)
+        assert [ref.event_id for ref in service.accounting.released] == [generation(1).event_id]
+
+
 async def test_a_duplicate_stream_number_ends_the_session(tmp_path: Path) -> None:
     """The session fails with INVALID_ARGUMENT, its streams are aborted."""
     engine = ScriptedEngine()

@@ -114,6 +114,16 @@ async def test_a_finished_session_tells_what_came_of_its_streams(bench: Bench) -
     assert heard[-1][1].outcome is Outcome.ABORTED
 
 
+async def test_whoever_finishes_may_be_gone(bench: Bench) -> None:
+    """What it reserved for a request that was still being prepared is given back, although the edge had reserved it."""
+    session = sessions_of(bench).open(nothing)
+    bench.engine.prepare_gate.clear()
+    session.submit(1, order_of(1))
+    await eventually(lambda: bench.engine.prepared)
+    session.finish()
+    await eventually(lambda: bench.accounting.released == [order_of(1).key])
+
+
 async def test_a_request_that_makes_no_sense_is_refused_on_its_stream(bench: Bench) -> None:
     """It does not harm the session."""
     session = sessions_of(bench).open(nothing)
