@@ -148,7 +148,7 @@ class Control:
             await work
         except BaseException:
             self._generations.let_go()
-            self._state = ReplicaState.SERVING
+            self._become(ReplicaState.SERVING)
             raise
 
     async def _go_on(self) -> None:

@@ -157,7 +157,7 @@ async def test_an_adapter_in_use_stays_until_its_requests_are_over(tmp_path: Pat
         replica = await operator(stack, service)
         await replica.load("sql", "sql")
         session = await stack.enter_async_context(service.session())
-        sampling = generation_pb2.SamplingParameters(max_tokens=10)
+        sampling = generation_pb2.SamplingParameters(max_tokens=60)
         text = generation_pb2.TextInput(text="hello", sampling=sampling)
         await session.send(submit(1, generation(1, model="small:sql", text=text)))
         await session.read_until(lambda frames: len(frames) > 1)
@@ -166,7 +166,7 @@ async def test_an_adapter_in_use_stays_until_its_requests_are_over(tmp_path: Pat
         assert reason is Reason.FAILED_PRECONDITION
         assert "still used by 1 requests" in message
         assert "small:sql" in await replica.models()
-        unloading = asyncio.create_task(replica.unload("sql", wait=5))
+        unloading = asyncio.create_task(replica.unload("sql", wait=20))
         async with asyncio.timeout(20):
             while "small:sql" in await replica.models():
                 await asyncio.sleep(0.005)
@@ -176,7 +176,7 @@ async def test_an_adapter_in_use_stays_until_its_requests_are_over(tmp_path: Pat
         assert not unloading.done()
         await session.read_until(lambda _: session.frames(1)[-1].WhichOneof("event") == "finished")
         await unloading
-        assert session.frames(1)[-1].finished.usage.completion_tokens == 10
+        assert session.frames(1)[-1].finished.usage.completion_tokens == 60
         assert not (await replica.adapters()).adapters
         assert (await refusal(replica.unload("sql", wait=26)))[0] is Reason.INVALID_ARGUMENT
 
@@ -220,9 +220,38 @@ async def test_a_session_that_opens_hears_that_the_replica_is_held_up(tmp_path: 
                 pass
 
 
+class CannotSleep:
+    """Of what an engine can be told it is sent to sleep alone, which fails."""
+
+    def why_no_sleep(self) -> str:
+        """Nothing that is known beforehand."""
+        return ""
+
+    async def sleep(self) -> None:
+        """Raises."""
+        raise RuntimeError("no")
+
+
+async def test_an_edge_hears_that_a_replica_that_could_not_sleep_serves(tmp_path: Path) -> None:
+    """It was drained for that, so nobody sends it anything from which they would hear it."""
+    engine = ScriptedEngine()
+    engine.controlled = CannotSleep()  # type: ignore[assignment] # nothing else is asked of it
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(inference_service(tmp_path, engine))
+        replica = await operator(stack, service)
+        session = await stack.enter_async_context(service.session())
+        await replica.tell("Drain")
+        while not (await session.read()).load.draining:  # type: ignore[union-attr] # it is open
+            pass
+        assert (await refusal(replica.tell("Sleep")))[0] is Reason.INTERNAL
+        while (await session.read()).load.draining:  # type: ignore[union-attr] # it is open
+            pass
+        assert (await replica.tell("Drain")).state == control_service_pb2.REPLICA_STATE_DRAINING
+
+
 async def test_pause_sends_waiting_requests_away_and_ends_nothing(tmp_path: Path) -> None:
     """Of two requests for one slot the waiting one is refused, for another replica; the other one ends after resume."""
-    fields = {"simulated_slots": 1, "simulated_tokens_per_second": 50.0}
+    fields = {"simulated_slots": 1, "simulated_tokens_per_second": 5.0}
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(inference_service(tmp_path, **fields))
         replica = await operator(stack, service)
