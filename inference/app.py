@@ -14,7 +14,7 @@ from inference.adapter_folders import AdapterFolders
 from inference.adapter_state import FILE_NAME, AdapterState
 from inference.adapters import Adapters
 from inference.admission import Leases, Reservations
-from inference.availability import announce_availability
+from inference.availability import Availability
 from inference.clients import AccountingClient
 from inference.config import InferenceConfig
 from inference.control import Control
@@ -229,13 +229,15 @@ async def _assemble(
         reflection_enabled=config.reflection,
     )
 
+    availability = Availability(engine)
+
     def load() -> inference_service_pb2.Load:
         requests = engine.unfinished_requests() + turns.waiting
         return inference_service_pb2.Load(
             requests=requests,
             draining=generations.draining,
             models_revision=adapters.revision,
-            away=not engine.available(),
+            away=availability.away(),
         )
 
     _add_servicers(
@@ -247,7 +249,7 @@ async def _assemble(
     if revocations is not None:
         _ = lifecycle.background.start("revoked requests", revocations.run())
     for name, work in (
-        ("availability", announce_availability(engine, sessions.announce)),
+        ("availability", availability.announce(sessions.announce)),
         ("journal", journal.keep_synced()),
         ("shipper", shipper.run()),
         ("leases", leases.keep()),
