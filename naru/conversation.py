@@ -85,9 +85,7 @@ class Conversation(Generic[Request, Response]):
             async with self._reading:
                 answer: Any = await call.read()
         except asyncio.CancelledError:
-            # Of this task, or of the stream by whoever asked before: gRPC tells both alike.
-            task = asyncio.current_task()
-            broken = call.cancelled() and task is not None and not task.cancelling()
+            broken = _cancelled_by_another()
             self._end(call)
             if broken:
                 raise unavailable(self._client.name) from None
@@ -111,11 +109,21 @@ async def _written(call: grpc.aio.StreamStreamCall[Request, Response], request: 
         await call.write(request)
     except asyncio.InvalidStateError:
         return False
+    except asyncio.CancelledError:
+        if _cancelled_by_another():
+            return False
+        raise
     except grpc.aio.AioRpcError as failure:
         if _lost_to_a_write(failure):
             return False
         raise
     return True
+
+
+def _cancelled_by_another() -> bool:
+    """Whether whoever asked before cancelled the stream, and nobody this task: gRPC tells both alike."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
 
 
 def _lost_to_a_write(failure: BaseException) -> bool:

@@ -103,14 +103,35 @@ async def test_who_goes_away_ends_the_stream_for_those_that_wait(leaving: int) -
 async def test_who_gives_up_ends_the_stream_for_those_that_wait() -> None:
     """A question that is not answered in time takes the others along, as its answer may still come."""
     async with _talking() as (echo, talk):
+        assert await _ask(talk, "first") == "first"
         echo.going.clear()
-        late, other = await asyncio.gather(_ask(talk, "late", timeout=0.2), _ask(talk, "other"), return_exceptions=True)
+        late, other = await asyncio.gather(_ask(talk, "late", timeout=1.0), _ask(talk, "other"), return_exceptions=True)
         assert isinstance(late, NaruError)
         assert late.reason is Reason.DEADLINE_EXCEEDED
         assert isinstance(other, NaruError)
         assert other.reason is Reason.SERVICE_UNAVAILABLE
         echo.going.set()
         assert await asyncio.gather(_ask(talk, "a"), _ask(talk, "b")) == ["a", "b"]
+
+
+async def test_who_gives_up_cancels_nobody_that_still_writes() -> None:
+    """What is too much for the server to have taken it yet goes to the next stream, and is answered there."""
+    large = "x" * 3_500_000
+    async with _talking() as (echo, talk):
+        assert await _ask(talk, "first") == "first"
+        echo.going.clear()
+        late = asyncio.create_task(_ask(talk, "late", timeout=1.0))
+        while echo.heard != ["first", "late"]:
+            await asyncio.sleep(0.01)
+        others = [asyncio.create_task(_ask(talk, large, timeout=60.0)) for _ in range(8)]
+        with pytest.raises(NaruError) as told:
+            await late
+        assert told.value.reason is Reason.DEADLINE_EXCEEDED
+        echo.going.set()
+        # The server may have taken the first of them, of which nobody knows what became.
+        outcomes = await asyncio.gather(*others, return_exceptions=True)
+        assert not any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        assert outcomes[-1] == large
 
 
 async def test_a_broken_stream_fails_what_waits_and_nothing_that_is_asked_after() -> None:
