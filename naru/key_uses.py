@@ -59,3 +59,7 @@ class KeyUses:
                 _log.debug("cannot hand on when keys were used", error=error.message)
                 self.add(dict(rows[start:]))
                 return
+            except BaseException:
+                # A service that stops cancels `run`, and flushes once more.
+                self.add(dict(rows[start:]))
+                raise

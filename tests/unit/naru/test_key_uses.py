@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+
+import pytest
 
 from naru.errors import unavailable
 from naru.key_uses import KeyUses
@@ -27,6 +30,26 @@ async def test_uses_are_handed_on_together() -> None:
     await uses.flush()
     await uses.flush()
     assert sent == [{"a": first + 2, "b": first + 2, "c": first}]
+
+
+async def test_what_was_being_sent_when_a_service_stops_is_sent_at_its_end() -> None:
+    """Whoever hands them on is cancelled then, and somebody flushes."""
+    clock, sent, going = FakeClock(), [], asyncio.Event()
+
+    async def send(uses: Mapping[str, float]) -> None:
+        await going.wait()
+        sent.append(dict(uses))
+
+    uses = KeyUses(send, clock)
+    uses.note("a")
+    flushing = asyncio.create_task(uses.flush())
+    await asyncio.sleep(0)
+    flushing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    going.set()
+    await uses.flush()
+    assert sent == [{"a": clock.time()}]
 
 
 async def test_what_cannot_be_sent_is_kept() -> None:
