@@ -236,7 +236,7 @@ class Up:
         """The key in `dev.env` while it works, else a new admin key; and the administrator, where there was none."""
         environ = self._settings.environ
         known = self._settings.state.read_dev_env().get("OPENAI_API_KEY", "")
-        works = bool(known) and await _answers(f"{self._base_url()}/models", known)
+        works = bool(known) and await self._works(known)
         try:
             token = ServiceTokens.read(Path(environ["NARU_SERVICE_TOKENS_DIR"])).of(ServiceName.OPERATOR)
         except (OSError, ValueError) as error:
@@ -249,6 +249,15 @@ class Up:
             raise UpError(f"Cannot make the first key: {error.message}") from error
         finally:
             await client.close()
+
+    async def _works(self, api_key: str) -> bool:
+        """Whether the edge takes a key; asks again while it cannot tell. Raises UpError when it never could."""
+        deadline = time.monotonic() + 30
+        while not 0 < (status := await _status(f"{self._base_url()}/models", api_key)) < 500:
+            if time.monotonic() > deadline:
+                raise UpError("The edge cannot tell whether the key in dev.env works; `make logs` may say why.")
+            await asyncio.sleep(0.1)
+        return status not in (401, 403)
 
     def _base_url(self) -> str:
         return f"http://127.0.0.1:{self._settings.ports['NARU_EDGE_PORT']}/v1"
@@ -325,14 +334,19 @@ def _admin_line(admin: FirstAdmin | None) -> str:
     return "" if admin is None else f"  you  {admin.email}, password {admin.password}   (`naru login`)\n"
 
 
-async def _answers(url: str, credential: str = "") -> bool:
+async def _answers(url: str) -> bool:
+    return await _status(url) == 200
+
+
+async def _status(url: str, credential: str = "") -> int:
+    """Of an answer; 0 without one."""
     headers = {"Authorization": f"Bearer {credential}"} if credential else {}
     try:
         timeout = aiohttp.ClientTimeout(total=3)
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
-            return response.status == 200
+            return response.status
     except (aiohttp.ClientError, TimeoutError):
-        return False
+        return 0
 
 
 def up(folder: Path) -> int:
