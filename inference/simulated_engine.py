@@ -305,7 +305,7 @@ class SimulatedEngine:
             await self._work.wait()
             if self._control is not None:
                 await self._control.wait_going()
-            # A step that comes late is not made up for: the rate is the most an engine does, not its mean.
+            # Of a step that comes late no more than its own length is made up for: the rate is the most an engine does.
             due = max(due + self._step_seconds, loop.time())
             await asyncio.sleep(max(due - loop.time(), 0))
             self._step(loop.time())

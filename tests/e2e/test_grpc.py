@@ -53,7 +53,7 @@ def test_a_direct_call_is_metered_to_its_own_key(naru: Platform) -> None:
     assert "Paris" in "".join(response.delta.text for response in responses)
     usage = responses[-1].finished.usage
     key_id = api_key.parse(key).key_id
-    until(lambda: naru.usage(key_id)[0] == 1, 5, "the direct call to be settled")
+    until(lambda: naru.usage(key_id)[0] == 1, 20, "the direct call to be settled")
     assert naru.usage(key_id) == (1, usage.prompt_tokens, usage.completion_tokens)
     assert naru.usage(victim) == (0, 0, 0)
 

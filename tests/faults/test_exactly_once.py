@@ -126,6 +126,8 @@ def kept_away(naru: Platform, service: str) -> Iterator[None]:
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         os.kill(process_id, signal.SIGKILL)
         until(lambda: taken(port, address), 10, "the port to be free")
+        # Else it may be shared: who listens had to allow that too, and gRPC does.
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         yield
 
 

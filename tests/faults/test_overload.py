@@ -65,7 +65,7 @@ async def test_too_many_are_told_to_come_back(naru: Platform) -> None:
     """All slots and places taken: 503 with retry-after at once, and not a token billed; the others are answered."""
     key = naru.new_key(description="too many", tier="unlimited")
     async with Client(naru, key) as client:
-        answers = await asyncio.gather(*[client.chat(5) for _ in range(SLOTS + LENGTH + 10)])
+        answers = await asyncio.gather(*[client.chat(12) for _ in range(SLOTS + LENGTH + 10)])
     refused = [(code, headers) for status, code, headers in answers if status == 503]
     assert len(refused) == 10
     assert sum(status == 200 for status, _, _ in answers) == SLOTS + LENGTH
@@ -74,7 +74,7 @@ async def test_too_many_are_told_to_come_back(naru: Platform) -> None:
     until(lambda: naru.leases() == 0, 10, "every reservation to be settled or given back")
     key_id = api_key.parse(key).key_id
     until(
-        lambda: naru.usage(key_id)[::2] == (SLOTS + LENGTH, 5 * (SLOTS + LENGTH)), 10, "the answers alone to be billed"
+        lambda: naru.usage(key_id)[::2] == (SLOTS + LENGTH, 12 * (SLOTS + LENGTH)), 10, "the answers alone to be billed"
     )
     assert naru.metric("inference", 'naru_inference_overloaded_total{bound="length"}') == 10
 
@@ -98,7 +98,7 @@ async def test_hanging_up_while_waiting_leaves_nothing(naru: Platform) -> None:
     """Clients that go while they wait make room, are billed nothing and hold nothing."""
     key = naru.new_key(description="hang up", tier="unlimited")
     async with Client(naru, key) as client:
-        long = [asyncio.create_task(client.chat(40)) for _ in range(SLOTS)]
+        long = [asyncio.create_task(client.chat(200)) for _ in range(SLOTS)]
         await asyncio.to_thread(until, lambda: running(naru) == SLOTS, 10, "the slots to be taken")
         gone = [asyncio.create_task(client.chat(40)) for _ in range(LENGTH)]
         await asyncio.to_thread(until, lambda: running(naru) == SLOTS + LENGTH, 10, "the others to wait")

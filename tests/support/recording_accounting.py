@@ -148,10 +148,12 @@ class _Nobody:
 
 
 def write_service_tokens(directory: Path) -> ServiceTokens:
-    """A token for every service, in the files that services read."""
+    """A token for every service, in the files that services read; those that are there stay."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ServiceName:
-        (directory / f"service-token-{name}").write_text(os.urandom(32).hex())
+        file = directory / f"service-token-{name}"
+        if not file.exists():
+            file.write_text(os.urandom(32).hex())
     return ServiceTokens.read(directory)
 
 

@@ -81,19 +81,23 @@ def books(database: Database, limiter: Limiter) -> Books:
 
 
 @pytest.fixture
-def config(tmp_path: Path, redis_url: str) -> AccountingConfig:
-    """A configuration with tokens of every service, an empty Redis, and a SQLite database without a schema."""
+def config(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> AccountingConfig:
+    """A configuration with tokens of every service, an empty Redis, and a SQLite database without a schema.
+
+    A test may give fields of its own: `parametrize("config", [{...}], indirect=True)`.
+    """
     write_service_tokens(tmp_path / "secrets")
-    return AccountingConfig(
+    config = AccountingConfig(
         port=0,
         database_url=f"sqlite+aiosqlite:///{tmp_path}/served.db",
         database_wait=0.0,
         redis_url=redis_url,
         service_tokens_dir=tmp_path / "secrets",
         shutdown_grace=5.0,
-        lease_seconds=2.0,
+        lease_seconds=60.0,
         recovery_seconds=1.0,
     )
+    return replace(config, **getattr(request, "param", {}))
 
 
 @pytest.fixture

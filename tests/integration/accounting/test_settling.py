@@ -35,7 +35,12 @@ async def test_a_final_report_settles_the_reservation(books: Books) -> None:
 async def test_a_hundred_reports_count_once(books: Books) -> None:
     """The same report again and again is known."""
     ref = await books.granted("metered")
-    answers = await asyncio.gather(*(books.recorder.record([report(ref)]) for _ in range(100)))
+
+    async def tell() -> list[tuple[RecordStatus, ...]]:
+        # More at once would wait for a connection longer than a busy machine lets them.
+        return [await books.recorder.record([report(ref)]) for _ in range(5)]
+
+    answers = [one for many in await asyncio.gather(*(tell() for _ in range(20))) for one in many]
     assert sorted(status for (status,) in answers) == [KNOWN] * 99 + [RECORDED]
     assert await books.total() == (1, 7, 3)
     assert await books.remaining() == {REQUESTS: 99, TOKENS: 9_990, IN_FLIGHT: 4}

@@ -102,7 +102,7 @@ async def test_what_inference_and_accounting_are_told(edge: Harness) -> None:
     assert (reservation.output_tokens, reservation.choices) == (10, 2)
     assert reservation.input_tokens == generation.reserved_prompt_tokens > 0
     assert generation.request_id == reservation.request_id == "my-request.1"
-    assert generation.timeout.seconds in (599, 600)
+    assert 580 < generation.timeout.seconds <= 600
     assert reservation.client_address == "127.0.0.1"
 
 
@@ -170,17 +170,20 @@ async def test_a_client_of_http_1_0(edge: Harness) -> None:
 
 async def test_silence_is_filled(tmp_path: Path) -> None:
     """A silent stream gets comments, which keep proxies from closing it."""
+    heard = asyncio.Event()
 
     async def slow(generation: generation_pb2.Generation) -> AsyncIterator[Sequence[Event]]:
         yield [accepted()]
-        await asyncio.sleep(0.5)
+        await heard.wait()
         yield [delta("late", 1, finish="stop"), finished()]
 
     async with edge_with_peers(tmp_path, keep_alive_seconds=0.1) as edge:
         edge.inference.behave = slow
         async with edge.post("/v1/chat/completions", CHAT | {"stream": True}) as answer:
+            for _ in range(2):
+                await answer.content.readuntil(b": keep-alive\n\n")
+            heard.set()
             text = await answer.text()
-    assert text.count(": keep-alive\n\n") >= 2
     assert '"late"' in text
 
 

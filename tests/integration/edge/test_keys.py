@@ -96,27 +96,27 @@ async def test_the_life_of_a_key(platform: Platform) -> None:
     scopes = {"scopes": {"endpoints": ["/v1/chat/*"]}, "description": None}
     status, changed = await platform.ask("PATCH", f"/api/keys/{key_id}", json=scopes)
     assert (status, changed["description"], changed["metadata"]) == (200, "", {"team": "search"})
-    assert await platform.becomes(key, 403) < 1
+    assert await platform.becomes(key, 403) < 5
     await platform.ask("PATCH", f"/api/keys/{key_id}", json={"scopes": {"endpoints": ["/v1/mod*"]}})
-    assert await platform.becomes(key, 200) < 1
+    assert await platform.becomes(key, 200) < 5
 
     _, rotated = await platform.ask("POST", f"/api/keys/{key_id}/rotate", json={"grace_period": "3600s"})
     second = rotated["secret_key"]
     assert (await platform.status(key), await platform.status(second)) == (200, 200)
     _, rotated = await platform.ask("POST", f"/api/keys/{key_id}/rotate", json={"grace_period": "0s"})
     third = rotated["secret_key"]
-    assert await platform.becomes(key, 401) < 1
-    assert await platform.becomes(second, 401) < 1
+    assert await platform.becomes(key, 401) < 5
+    assert await platform.becomes(second, 401) < 5
     assert await platform.status(third) == 200
 
     _, blocked = await platform.ask("POST", f"/api/keys/{key_id}/block")
     assert blocked["state"] == "blocked"
-    assert await platform.becomes(third, 401) < 1
+    assert await platform.becomes(third, 401) < 5
     await platform.ask("POST", f"/api/keys/{key_id}/unblock")
-    assert await platform.becomes(third, 200) < 1
+    assert await platform.becomes(third, 200) < 5
     status, revoked = await platform.ask("DELETE", f"/api/keys/{key_id}")
     assert (status, revoked["state"]) == (200, "revoked")
-    assert await platform.becomes(third, 401) < 1
+    assert await platform.becomes(third, 401) < 5
 
 
 async def test_the_same_creation_makes_one_key(platform: Platform) -> None:

@@ -30,7 +30,7 @@ TOOL = {"name": "weather", "description": "Of a city.", "input_schema": {"type":
 
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[Harness]:
-    async with edge_with_peers(tmp_path, keep_alive_seconds=0.1) as harness:
+    async with edge_with_peers(tmp_path) as harness:
         yield harness
 
 
@@ -167,18 +167,22 @@ async def test_tools_and_thoughts(edge: Harness, client: anthropic.AsyncAnthropi
     assert sent["tool_choice"] == "required"
 
 
-async def test_silence_is_filled_with_pings(edge: Harness) -> None:
+async def test_silence_is_filled_with_pings(tmp_path: Path) -> None:
     """Anthropic's keep-alive is an event of its own."""
+    heard = asyncio.Event()
 
     async def slow(generation: generation_pb2.Generation) -> AsyncIterator[Sequence[Event]]:
         yield [accepted()]
-        await asyncio.sleep(0.4)
+        await heard.wait()
         yield [delta("late", 1, finish="stop"), finished()]
 
-    edge.inference.behave = slow
-    async with edge.post(PATH, ASK | {"stream": True}) as answer:
-        text = await answer.text()
-    assert 'event: ping\ndata: {"type":"ping"}\n\n' in text
+    async with edge_with_peers(tmp_path, keep_alive_seconds=0.1) as edge:
+        edge.inference.behave = slow
+        async with edge.post(PATH, ASK | {"stream": True}) as answer:
+            await answer.content.readuntil(b'event: ping\ndata: {"type":"ping"}\n\n')
+            heard.set()
+            text = await answer.text()
+    assert '"late"' in text
     assert "keep-alive" not in text
 
 

@@ -22,7 +22,6 @@ async def edge(tmp_path: Path) -> AsyncIterator[Harness]:
     async with edge_with_peers(
         tmp_path,
         max_body_bytes=100_000,
-        body_timeout=0.2,
         cors_origins=("https://chat.example.com",),
         trusted_proxies=("127.0.0.0/8",),
     ) as harness:
@@ -87,14 +86,15 @@ async def test_body_limit(edge: Harness) -> None:
         assert answer.status == 413
 
 
-async def test_slow_body(edge: Harness) -> None:
+async def test_slow_body(tmp_path: Path) -> None:
     """A body that does not come in time is 408."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
-    writer.write(
-        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{".encode()
-    )
-    head = await reader.readuntil(b"\r\n\r\n")
-    writer.close()
+    async with edge_with_peers(tmp_path, body_timeout=0.2) as edge:
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        writer.write(
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{".encode()
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
     assert head.startswith(b"HTTP/1.1 408 ")
     assert b"x-request-id: req_" in head.lower()
 

@@ -29,12 +29,12 @@ async def becomes(naru: Installation, key: str, status: int) -> float:
 
 
 async def test_keys_follow_their_user(naru: Installation) -> None:
-    """Blocked, unblocked, sent out of the workspace and taken back: each holds for the user's key within a second."""
+    """Blocked, unblocked, sent out of the workspace and taken back: each holds for the user's key soon."""
     user = await naru.new_user()
     made = await naru.ask("POST", "/api/keys", {"user_id": user["user_id"]}, token=naru.key)
     assert made.status == 200, made
     key, other = made.body["secret_key"], naru.key
-    assert await becomes(naru, key, 200) < 1
+    assert await becomes(naru, key, 200) < 5
     path, seat = f"/api/users/{user['user_id']}", f"/api/workspaces/{naru.workspace_id}/members/{user['user_id']}"
     for method, where, body, status in (
         ("PUT", path, {"email": EMAIL, "blocked": True}, 401),
@@ -44,7 +44,7 @@ async def test_keys_follow_their_user(naru: Installation) -> None:
     ):
         changed = await naru.ask(method, where, body, token=naru.key)
         assert changed.status == 200, changed
-        assert await becomes(naru, key, status) < 1, (method, where)
+        assert await becomes(naru, key, status) < 5, (method, where)
         assert (await naru.ask("GET", "/v1/models", token=other)).status == 200
 
 

@@ -31,6 +31,7 @@ from naru.lifecycle import Lifecycle
 from naru.testing.redis_server import free_port
 from tests.support.generation_bench import eventually
 from tests.support.inference_service import InferenceService, inference_service
+from tests.support.recording_accounting import write_service_tokens
 
 pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(300)]
 TOKENS_PER_SECOND = 100.0
@@ -120,8 +121,8 @@ async def platform(folder: Path, revoked_requests: str) -> AsyncIterator[Platfor
         "simulated_answer_tokens": 2000,
     }
     async with AsyncExitStack() as stack:
-        inference = await stack.enter_async_context(inference_service(folder, **common, **simulated))
         tokens = folder / "tokens"
+        _ = write_service_tokens(tokens)
         auth = AuthsvcConfig(
             port=int(address.rpartition(":")[2]),
             database_url=f"sqlite+aiosqlite:///{folder}/auth.db",
@@ -130,7 +131,9 @@ async def platform(folder: Path, revoked_requests: str) -> AsyncIterator[Platfor
             shutdown_grace=1.0,
         )
         await migrate(auth)
+        # Before those that ask it, who would try again later and later.
         await stack.enter_async_context(authsvc_running(auth, Lifecycle()))
+        inference = await stack.enter_async_context(inference_service(folder, **common, **simulated))
         config = EdgeConfig(
             port=0,
             service_tokens_dir=tokens,

@@ -52,7 +52,9 @@ async def test_a_hundred_waiting_delay_another_workspace_by_one_request_at_most(
         for number in range(1001, 1006):
             # One that is refused at once shows where in the order of events the other one came.
             marker = number + 1000
-            await session.send(submit(marker, generation(marker, event_id="none")), submit(number, of("other", number)))
+            both = submit(marker, generation(marker, event_id="none"))
+            both.MergeFrom(submit(number, of("other", number)))
+            await session.send(both)
             frames = await session.read_until(lambda frames: number in accepted(frames))  # noqa: B023 -- called at once
             came = next(i for i, frame in enumerate(frames) if frame.stream_id == marker and frame.HasField("refused"))
             assert accepted(frames[came:]).index(number) <= 1

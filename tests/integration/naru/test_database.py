@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from naru.database import Database
 from naru.testing import databases
 from naru.testing.postgres_server import PostgresServer
+from tests.support.generation_bench import eventually
 
 # pytest finds fixtures by name in this module.
 postgres = databases.postgres
@@ -18,6 +20,7 @@ postgres = databases.postgres
 _BACKEND = sa.select(sa.func.pg_backend_pid())
 _OTHERS = sa.text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> :own"
+    " AND backend_type = 'client backend'"
 )
 
 
@@ -43,14 +46,27 @@ async def read_rows(database: Database) -> int:
     return int(backend)
 
 
-async def test_what_hung_up_is_not_asked_again(database: Database) -> None:
+@pytest.fixture
+def made() -> Iterator[list[Any]]:
+    """The driver's connections, as they are made."""
+    connections: list[Any] = []
+
+    def note(connection: Any, _record: object) -> None:
+        connections.append(connection.driver_connection)
+
+    sa.event.listen(sa.Pool, "connect", note)
+    yield connections
+    sa.event.remove(sa.Pool, "connect", note)
+
+
+async def test_what_hung_up_is_not_asked_again(made: list[Any], database: Database) -> None:
     """Every connection that rests is gone; whoever comes next gets another one."""
     before = set(await asyncio.gather(*(use(database) for use in (read, write, read_rows) for _ in range(3))))
     async with database.writing() as connection:
         own = (await connection.execute(_BACKEND)).scalar_one()
         ended = (await connection.execute(_OTHERS, {"own": own})).all()
     assert len(ended) == len(before - {own}) > 3
-    await asyncio.sleep(0.05)  # the driver hears of it
+    await eventually(lambda: sum(one.is_closed() for one in made) == len(ended))  # the driver hears of it
     after = await asyncio.gather(*(use(database) for use in (read, write, read_rows) for _ in range(3)))
     assert set(after) & before <= {own}
 
