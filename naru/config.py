@@ -16,6 +16,8 @@ from naru.placement import cpus_from
 
 FINISH, END = "finish", "end"
 """What becomes of requests that run when their credential stops working."""
+ADMIN_EMAIL, ADMIN_PASSWORD = "NARU_ADMIN_EMAIL", "NARU_ADMIN_PASSWORD"
+"""What `naru up` writes down of the first administrator: no settings; a shell that has read it may pass them on."""
 SERVICES = ("edge", "authsvc", "accounting", "inference", "up")
 """Prefixes of variables that belong to one process; the others ignore them."""
 
@@ -108,8 +110,9 @@ def load(config_class: type[Config], environ: Mapping[str, str], path: Path | No
     for name, raw in _from_file(config_class, fields, path).items():
         values[name] = _value(fields[name], hints[name], raw, f"{path}: {name}")
     by_variable = {variable(config_class, field): name for name, field in fields.items()}
-    # Beside what is said to the others, what is said to the tests.
-    others = ("NARU_TEST_", *(f"NARU_{service.upper()}_" for service in SERVICES if service != config_class.SERVICE))
+    # Beside what is said to the others, what is said to the tests and to people.
+    services = (f"NARU_{service.upper()}_" for service in SERVICES if service != config_class.SERVICE)
+    others = ("NARU_TEST_", ADMIN_EMAIL, ADMIN_PASSWORD, *services)
     by_file_variable = {f"{name}_FILE": name for name, field in by_variable.items() if fields[field].metadata["secret"]}
     for name, raw_text in environ.items():
         if name in by_file_variable:

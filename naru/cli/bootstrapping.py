@@ -8,10 +8,10 @@ from pathlib import Path
 from naru.api.auth.v1 import auth_service_pb2, auth_service_pb2_grpc, user_service_pb2, user_service_pb2_grpc
 from naru.cli.state import StateFolder
 from naru.client import ServiceClient
+from naru.config import ADMIN_EMAIL, ADMIN_PASSWORD
 from naru.errors import NaruError, Reason
 
 _TIMEOUT_SECONDS = 10.0
-ADMIN_EMAIL, ADMIN_PASSWORD = "NARU_ADMIN_EMAIL", "NARU_ADMIN_PASSWORD"
 
 
 @dataclass(frozen=True, slots=True)

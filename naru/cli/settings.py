@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from naru.cli.state import StateFolder, write_private
+from naru.config import ADMIN_EMAIL, ADMIN_PASSWORD
 from naru.placement import beside_an_engine
 
 DEFAULT_PORTS = {
@@ -115,6 +116,8 @@ def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
     chosen = {name.removesuffix("_FILE") for name in environ}
     defaults = {name: value for name, value in defaults.items() if name.removesuffix("_FILE") not in chosen}
     services = {"PYTHONUNBUFFERED": "1", **defaults, **environ}
+    for name in (ADMIN_EMAIL, ADMIN_PASSWORD):
+        services.pop(name, None)
     return Settings(state, ports, services, _embeddings(services, model, ports, data) if model else None)
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from naru.config import ADMIN_EMAIL, ADMIN_PASSWORD
 from naru.identity import ServiceName
 
-# For the `naru` command alone: another `naru up` in a shell that has read the file may have other replicas.
-_OWN = frozenset({"NARU_INFERENCE_ADDRESSES"})
+# Not for processes that a shell starts which has read the file: another `naru up` may have other replicas, and the
+# administrator's password is for people.
+_OWN = frozenset({"NARU_INFERENCE_ADDRESSES", ADMIN_EMAIL, ADMIN_PASSWORD})
 
 
 class RunningAlreadyError(Exception):

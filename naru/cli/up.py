@@ -18,12 +18,13 @@ import aiohttp
 from rich.console import Console
 
 from naru.cli import bootstrapping, log_files, processes
-from naru.cli.bootstrapping import ADMIN_EMAIL, ADMIN_PASSWORD, FirstAdmin
+from naru.cli.bootstrapping import FirstAdmin
 from naru.cli.settings import Settings, UpError, settings_from
 from naru.cli.state import RunningAlreadyError, StateFolder, write_private
 from naru.cli.supervisor import GaveUpError, Program, Supervised, tail
 from naru.cli.terminal import Terminal
 from naru.client import ServiceClient
+from naru.config import ADMIN_EMAIL, ADMIN_PASSWORD
 from naru.embedded import redis_executable
 from naru.errors import NaruError
 from naru.identity import ServiceName, ServiceTokens
@@ -331,7 +332,7 @@ class Up:
 
 def _admin_line(admin: FirstAdmin | None) -> str:
     """Shown once: the password is not stored."""
-    return "" if admin is None else f"  you  {admin.email}, password {admin.password}   (`naru login`)\n"
+    return "" if admin is None else f"  you  {admin.email}, password {admin.password}   (`naru login {admin.email}`)\n"
 
 
 async def _answers(url: str) -> bool:

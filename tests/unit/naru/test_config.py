@@ -61,6 +61,11 @@ def test_other_services_variables_are_their_business() -> None:
     assert load(Example, {"NARU_AUTHSVC_PORT": "x", "NARU_UP_REDIS_PORT": "1"}).limit == 5
 
 
+def test_the_administrator_is_no_setting() -> None:
+    """A shell that has read an earlier `dev.env` passes the administrator's address and password on."""
+    assert load(Example, {"NARU_ADMIN_EMAIL": "admin@localhost", "NARU_ADMIN_PASSWORD": "x"}).limit == 5
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,7 +1,9 @@
-"""What `naru up` tells the inference process of an embedding model."""
+"""What `naru up` tells its services, that of an embedding model included, and the shells that read its `dev.env`."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 from naru.cli.settings import settings_from
@@ -45,3 +47,27 @@ def test_it_has_its_own_model_and_journal(tmp_path: Path) -> None:
     assert not own & set(settings.embeddings)
     for name in ("NARU_INFERENCE_JOURNAL_DIR", "NARU_INFERENCE_REPLICA_ID", "NARU_INFERENCE_OPS_PORT"):
         assert settings.embeddings[name] != settings.environ[name]
+
+
+def test_a_shell_that_has_read_dev_env_can_start_it_again(tmp_path: Path) -> None:
+    """What is for the `naru` command or for people alone is read back, and not passed on."""
+    state, admin = state_in(tmp_path), {"NARU_ADMIN_EMAIL": "admin@localhost", "NARU_ADMIN_PASSWORD": "x"}
+    lines = {
+        "OPENAI_API_KEY": "k",
+        "NARU_AUTHSVC_ADDRESS": "127.0.0.1:1",
+        "NARU_INFERENCE_ADDRESSES": "127.0.0.1:2",
+    } | admin
+    state.write_dev_env(lines)
+    assert state.read_dev_env() == lines
+    command = ["sh", "-c", f'. "{state.dev_env}"; env']
+    shown = subprocess.run(command, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True, text=True).stdout
+    passed = dict(line.split("=", 1) for line in shown.splitlines())
+    assert {name for name in lines if name in passed} == {"OPENAI_API_KEY", "NARU_AUTHSVC_ADDRESS"}
+
+
+def test_no_service_hears_of_the_administrator(tmp_path: Path) -> None:
+    """Also where a shell has the variables, from a `dev.env` that exported them."""
+    environ = {"NARU_ADMIN_EMAIL": "admin@localhost", "NARU_ADMIN_PASSWORD": "x", "NARU_UP_EMBEDDINGS": "minilm"}
+    settings = settings_from(environ, state_in(tmp_path))
+    assert settings.embeddings is not None
+    assert not {"NARU_ADMIN_EMAIL", "NARU_ADMIN_PASSWORD"} & {*settings.environ, *settings.embeddings}
