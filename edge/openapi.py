@@ -138,7 +138,10 @@ def _schemas() -> dict[str, Schema]:
             "id": field("string", "Its name in requests."),
             "object": {"const": "model"},
             "created": field("integer", "When it was loaded, in seconds since the Unix epoch."),
-            "owned_by": field("string", "naru, or simulated."),
+            "owned_by": field(
+                "string",
+                'Who serves it: "naru", "upstream" for a model that others serve, or "simulated" for the simulated engine.',
+            ),
             "root": field("string", "The model that another name stands for, an adapter's own name, or its name."),
             "parent": {"type": ["string", "null"], "description": "The model that it is an adapter of."},
             "max_model_len": field("integer", "Most tokens of prompt and answer together."),

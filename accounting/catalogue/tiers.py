@@ -109,6 +109,8 @@ class TierManager:
     async def delete(self, name: str, request_id: str = "") -> None:
         """Deletes a tier, or takes back what was changed about a built-in one. A tier that is not there is no error.
 
+        Users and workspaces that have it and no key are not asked about, and are on the tier `free` then.
+
         Raises:
             NaruError: INVALID_ARGUMENT; FAILED_PRECONDITION while a key or a budget has the tier, and for a tier of the
                 configuration's file; SERVICE_UNAVAILABLE, also when nobody can tell whether a key has it.

@@ -93,7 +93,7 @@ ROWS = (
     Row("POST", "/api/tiers", "TierService/CreateTier", "Make a tier.", body="tier", answer="tier"),
     Row("GET", "/api/tiers/{name}", "TierService/GetTier", "Show a tier.", answer="tier"),
     Row("PUT", "/api/tiers/{name}", "TierService/UpdateTier", "Replace a tier.", body="tier", answer="tier"),
-    Row("DELETE", "/api/tiers/{name}", "TierService/DeleteTier", "Delete a tier that no key has."),
+    Row("DELETE", "/api/tiers/{name}", "TierService/DeleteTier", "Delete a tier that no key or budget has."),
     Row(
         "GET",
         "/api/budgets",

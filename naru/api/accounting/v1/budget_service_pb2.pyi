@@ -183,7 +183,7 @@ class ListBudgetsRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     SCOPE_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many to return. Default 50, at most 1,000; more is taken as 1,000, less than 0 is an error."""
+    """How many to return. Default 100, at most 1,000; more is taken as 1,000, less than 0 is an error."""
     page_token: _builtins.str
     """next_page_token of the page before. Empty: the first page."""
     scope: _limit_pb2.LimitScope.ValueType

@@ -84,7 +84,7 @@ class ListPricesRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many to return. Default 50, at most 1,000; more is taken as 1,000, less than 0 is an error."""
+    """How many to return. Default 100, at most 1,000; more is taken as 1,000, less than 0 is an error."""
     page_token: _builtins.str
     """next_page_token of the page before. Empty: the first page."""
     model: _builtins.str

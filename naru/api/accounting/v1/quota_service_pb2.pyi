@@ -594,7 +594,9 @@ class RenewResult(_message.Message):
     LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELD_NUMBER: _builtins.int
     renewed: _builtins.bool
-    """Whether the lease goes on. False: the reservation is closed, or older than the hard lifetime of 3,600 seconds."""
+    """Whether the lease goes on. False: the reservation is closed, or older than NARU_ACCOUNTING_HARD_LIFETIME_SECONDS, 3,600
+    by default.
+    """
     unknown: _builtins.bool
     """Whether nothing is known of the reservation, as after a loss of Redis. Whoever runs the request then restores it."""
     @_builtins.property

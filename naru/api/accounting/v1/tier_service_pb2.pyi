@@ -203,7 +203,7 @@ class ListTiersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many to return. Default 50, at most 1,000; more is taken as 1,000, less than 0 is an error."""
+    """How many to return. Default 100, at most 1,000; more is taken as 1,000, less than 0 is an error."""
     page_token: _builtins.str
     """next_page_token of the page before. Empty: the first page."""
     def __init__(

@@ -95,8 +95,9 @@ class TierServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTier(self, request, context):
-        """Deletes a tier. FAILED_PRECONDITION while a key or a budget has it, and for a tier of the configuration's file. Deleting a
-        built-in tier, such as "free", takes back what was changed about it.
+        """Deletes a tier. FAILED_PRECONDITION while a key, itself or by its user or workspace, or a budget has it, and for a tier of
+        the configuration's file. Users and workspaces that have it and no such key are not asked about, and are on "free" then.
+        Deleting a built-in tier, such as "free", takes back what was changed about it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

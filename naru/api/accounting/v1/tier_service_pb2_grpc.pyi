@@ -42,8 +42,9 @@ class TierServiceStub:
     UpdateTier: _grpc.UnaryUnaryMultiCallable[_tier_service_pb2.UpdateTierRequest, _tier_service_pb2.UpdateTierResponse]
     """Replaces what a tier allows. FAILED_PRECONDITION for a tier of the configuration's file."""
     DeleteTier: _grpc.UnaryUnaryMultiCallable[_tier_service_pb2.DeleteTierRequest, _tier_service_pb2.DeleteTierResponse]
-    """Deletes a tier. FAILED_PRECONDITION while a key or a budget has it, and for a tier of the configuration's file. Deleting a
-    built-in tier, such as "free", takes back what was changed about it.
+    """Deletes a tier. FAILED_PRECONDITION while a key, itself or by its user or workspace, or a budget has it, and for a tier of
+    the configuration's file. Users and workspaces that have it and no such key are not asked about, and are on "free" then.
+    Deleting a built-in tier, such as "free", takes back what was changed about it.
     """
 
 @_typing.type_check_only
@@ -60,8 +61,9 @@ class TierServiceAsyncStub(TierServiceStub):
     UpdateTier: _aio.UnaryUnaryMultiCallable[_tier_service_pb2.UpdateTierRequest, _tier_service_pb2.UpdateTierResponse]  # type: ignore[assignment]
     """Replaces what a tier allows. FAILED_PRECONDITION for a tier of the configuration's file."""
     DeleteTier: _aio.UnaryUnaryMultiCallable[_tier_service_pb2.DeleteTierRequest, _tier_service_pb2.DeleteTierResponse]  # type: ignore[assignment]
-    """Deletes a tier. FAILED_PRECONDITION while a key or a budget has it, and for a tier of the configuration's file. Deleting a
-    built-in tier, such as "free", takes back what was changed about it.
+    """Deletes a tier. FAILED_PRECONDITION while a key, itself or by its user or workspace, or a budget has it, and for a tier of
+    the configuration's file. Users and workspaces that have it and no such key are not asked about, and are on "free" then.
+    Deleting a built-in tier, such as "free", takes back what was changed about it.
     """
 
 class TierServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -105,8 +107,9 @@ class TierServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tier_service_pb2.DeleteTierRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tier_service_pb2.DeleteTierResponse, _abc.Awaitable[_tier_service_pb2.DeleteTierResponse]]:
-        """Deletes a tier. FAILED_PRECONDITION while a key or a budget has it, and for a tier of the configuration's file. Deleting a
-        built-in tier, such as "free", takes back what was changed about it.
+        """Deletes a tier. FAILED_PRECONDITION while a key, itself or by its user or workspace, or a budget has it, and for a tier of
+        the configuration's file. Users and workspaces that have it and no such key are not asked about, and are on "free" then.
+        Deleting a built-in tier, such as "free", takes back what was changed about it.
         """
 
 def add_TierServiceServicer_to_server(servicer: TierServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -77,7 +77,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example metadata: {"event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
     """
     ERROR_REASON_PAYLOAD_TOO_LARGE: _ErrorReason.ValueType  # 14
-    """Body, headers or an input are larger than the server takes. INVALID_ARGUMENT, HTTP 413.
+    """Body or an input is larger than the server takes. INVALID_ARGUMENT, HTTP 413.
     Example metadata: {"limit_bytes": "4194304"}.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 15
@@ -184,7 +184,7 @@ ERROR_REASON_FAILED_PRECONDITION: ErrorReason.ValueType  # 13
 Example metadata: {"event_id": "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"}.
 """
 ERROR_REASON_PAYLOAD_TOO_LARGE: ErrorReason.ValueType  # 14
-"""Body, headers or an input are larger than the server takes. INVALID_ARGUMENT, HTTP 413.
+"""Body or an input is larger than the server takes. INVALID_ARGUMENT, HTTP 413.
 Example metadata: {"limit_bytes": "4194304"}.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 15

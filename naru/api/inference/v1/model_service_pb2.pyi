@@ -34,7 +34,7 @@ class Model(_message.Message):
     name: _builtins.str
     """Its name, as requests give it."""
     owned_by: _builtins.str
-    """Who serves it: "naru", or "simulated" for the simulated engine."""
+    """Who serves it: "naru", "upstream" for a model that others serve, or "simulated" for the simulated engine."""
     context_tokens: _builtins.int
     """Most tokens of prompt and output together."""
     parent: _builtins.str

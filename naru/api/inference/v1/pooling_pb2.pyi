@@ -233,7 +233,9 @@ class ScoreResponse(_message.Message):
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """What the engine worked, exactly. Each text counts once, however often it is compared."""
+        """What the engine worked, exactly. Each text counts once, however often it is compared; of a cross-encoder, a query once for
+        each of its documents.
+        """
 
     def __init__(
         self,
