@@ -52,7 +52,8 @@ class AccountingConfig(ServiceConfig):
     )
     currency: str = setting(
         "USD",
-        "Currency that every price, cost and limit on cost is in, by its code in ISO 4217; XXX for a unit of your own.",
+        "Currency that every price, cost and limit on cost is meant in, by its code in ISO 4217; XXX for a unit of your own."
+        " For the record: it is checked and logged at the start, and changes nothing.",
     )
     time_zone: str = setting("UTC", "IANA name of the zone whose calendar limits per day and month follow.")
     unpriced_models: str = setting(

@@ -11,10 +11,12 @@ from naru.config import ServiceConfig, variable
 
 _HEAD = """# Configuration
 
-Every setting is an environment variable, or a field in a TOML file given by `--config`: `[edge]`, `[authsvc]`,
-`[accounting]`, `[inference]` for a service's own, `[naru]` for the shared ones, the name in lower case without its prefix.
+Every setting is an environment variable, or a field in a TOML file given by `--config` to `python -m <service>` (`make up`
+reads variables alone): `[edge]`, `[authsvc]`, `[accounting]`, `[inference]` for a service's own, `[naru]` for the shared
+ones, the name in lower case without its prefix.
 Variables win. An unknown name is an error. A secret's variable can also name a file that holds it, with `_FILE` at its end.
-This page is written by `make configuration-docs`.
+Traces go where OpenTelemetry's own `OTEL_EXPORTER_OTLP_ENDPOINT`, or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, says; without
+either there are none. This page is written by `make configuration-docs`.
 
 `make up` takes all of these from its own environment, and chooses ports, databases and secrets itself where they are not
 set. It also knows `NARU_UP_STATE` (folder of its state, default `.naru`), `NARU_UP_REDIS_PORT` (default 50064) and, when
