@@ -83,11 +83,12 @@ function operations.recover()
     end
     call('HSET', known, field, item.exact)
   end
-  call('PEXPIRE', known, math.ceil(options.memory / 1000))
   return #items
 end
 
 function operations.recovered()
+  -- Not before: a recovery may be interrupted for longer than anything else is remembered.
+  call('DEL', PREFIX .. 'known')
   return call('HSET', KEYS[1], 'recovered', 1)
 end
 

@@ -131,6 +131,18 @@ async def test_what_is_loaded_before_the_loss_was_noticed_counts_once(books: Boo
     assert (await books.remaining("free"))[LimitKind.TOTAL_TOKENS] == 990
 
 
+async def test_a_recovery_may_be_interrupted_for_as_long_as_it_likes(books: Books, redis_url: str) -> None:
+    """What it has loaded is remembered until it is over, and not a moment longer."""
+    await books.epochs.check()
+    await books.recorder.record([report(await books.granted("metered"))])
+    await empty(redis_url)
+    await books.epochs.check()
+    assert await books.limiter.redis.ttl("{naru-2}:known") == -1
+    books.advance(90)
+    await books.epochs.check()
+    assert not await books.limiter.redis.exists("{naru-2}:known")
+
+
 async def test_replicas_agree_on_one_epoch(books: Books, redis_url: str) -> None:
     """The one that comes second takes over what the first began."""
     await empty(redis_url)
