@@ -160,7 +160,7 @@ class LedgerManager:
     async def _count_what_was_used(self, workspace_id: str) -> None:
         """Tells the limiter what a workspace that was billed in arrears used, before anybody decides by it."""
         account = await self._store.account(workspace_id)
-        if account.overdraft is None and account.used > 0:
+        if account.overdraft is None and account.counted > 0:
             await self._limiter.load([Booked(credit_limit(workspace_id, 0), 0, account.counted)])
 
 
