@@ -40,7 +40,7 @@ class RetentionStore:
         return await self._newest(request_log.c.start_time)
 
     async def prune_usage(self, before: int, most: int) -> int:
-        """Deletes up to `most` events that were booked before a time, with all attempts and corrections; tells how many.
+        """Deletes up to `most` attempts of events that were booked before a time, with corrections; tells how many.
 
         Nothing that is not settled, or that the limiter has to be told of still.
         """
@@ -62,12 +62,13 @@ class RetentionStore:
         async with self._database.writing() as connection:
             if not await self._rollups.only_one(connection):
                 return 0
-            event_ids = sorted(set((await connection.execute(old)).scalars()))
+            attempts = (await connection.execute(old)).scalars().all()
+            event_ids = sorted(set(attempts))
             if event_ids:
                 await keep_pruned(connection, event_ids)
                 for table in (usage_corrections, usage_events):
                     await connection.execute(sa.delete(table).where(table.c.event_id.in_(event_ids)))
-        return len(event_ids)
+        return len(attempts)
 
     async def prune_requests(self, before: int, most: int) -> int:
         """Deletes about `most` lines of the request log that came in before a time; tells how many."""

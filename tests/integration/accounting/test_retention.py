@@ -101,6 +101,15 @@ async def test_sums_outlive_their_events(kept: Kept) -> None:
     ]
 
 
+async def test_attempts_count_as_what_was_deleted(kept: Kept) -> None:
+    """A full batch is told as one, whichever of its events were tried again: more is left to delete."""
+    first, second = old_ref(1), old_ref(1, 1)
+    await kept.store.record([booked(report(ref), 1) for ref in (first, second, old_ref(2))], START)
+    await kept.settle_everything()
+    assert await RetentionStore(kept.database).prune_usage(START, 2) == 2
+    assert await RetentionStore(kept.database).prune_usage(START, 2) == 1
+
+
 async def test_what_is_not_done_with_stays(kept: Kept) -> None:
     """Not settled, to be told still, or with an attempt that is young enough: none of it goes. What is not rolled may."""
     gone, waiting, unrolled, untold, young = (old_ref(number) for number in range(5))
