@@ -20,6 +20,11 @@ from naru.logs import Logger
 _AGES = 10**11
 _PART = 1_000
 _CLOCKS_APART_SECONDS = 60.0
+_CALENDAR = (LimitWindow.DAY, LimitWindow.MONTH)
+_REMEMBERED = (LimitWindow.HOUR, *_CALENDAR, LimitWindow.TOTAL)
+"""Those that outlast a recovery."""
+_ALL_TIME_EVERY = 6
+"""Reconciliations, of which there is one in ten seconds: all of time takes the database longer to add up."""
 
 
 class EpochKeeper:
@@ -55,7 +60,9 @@ class EpochKeeper:
         self._noted: str | None = None
         self._loaded: str | None = None
         self._recovering = True
-        self._lifetimes: frozenset[tuple[str, str, LimitRule]] = frozenset()
+        self._rules: dict[LimitWindow, frozenset[tuple[str, str, LimitRule]]] = {}
+        self._reconciled = 0
+        self._now = 0
 
     @property
     def recovering(self) -> bool:
@@ -73,26 +80,38 @@ class EpochKeeper:
         epoch = await self._limiter.begin_epoch(self._new_id(), recovery_seconds)
         if epoch.began and self._noted is not None:
             self._logger.error("Redis was emptied: limits begin anew", recovery_seconds=recovery_seconds)
+        self._now = epoch.now
         self._recovering = self._noted != epoch.epoch_id
         if self._recovering and (self._noted is None or await self._recover(epoch)):
             await self._store.note_epoch(epoch.epoch_id)
             self._noted, self._recovering = epoch.epoch_id, False
 
     async def reconcile(self) -> None:
-        """Lets what is counted for all time be no less than SQL knows of, unless a recovery sees to it.
+        """Lets what is counted be no less than SQL knows of, unless a recovery sees to it.
 
-        The limiter learns so of what was used before such a limit was made, and of what it was never told because it had
-        forgotten the reservation. Raises NaruError SERVICE_UNAVAILABLE when Redis or the database is away.
+        The limiter learns so of what was used before a limit was made and, of credit and of all time, of what it was never told
+        because it had forgotten the reservation. Raises NaruError SERVICE_UNAVAILABLE when Redis or the database is away.
         """
         if self._recovering:
             return
-        rules = self._catalogue.current.lifetime_rules()
+        rules = {window: self._catalogue.current.rules(window) for window in _REMEMBERED if not self._is_ending(window)}
+        due = {window for window, found in rules.items() if found != self._rules.get(window, frozenset())}
+        if self._reconciled % _ALL_TIME_EVERY == 0 and rules[LimitWindow.TOTAL]:
+            due.add(LimitWindow.TOTAL)
         async with self._recovery_store.moment() as moment:
             booked = await self._credit(moment)
-            if rules != self._lifetimes:
-                booked += await self._window(moment, LimitWindow.TOTAL, 0, _AGES)
+            for window in sorted(due):
+                booked += await self._used(moment, window, self._now)
         await _in_parts(self._limiter.load, booked)
-        self._lifetimes = rules
+        self._rules |= rules
+        self._reconciled += 1
+
+    def _is_ending(self, window: LimitWindow) -> bool:
+        """Whether a period ends so soon that what was used in it might be taken for use of the next one."""
+        if window not in _CALENDAR:
+            return False
+        _, _, ends, _ = calendar.periods(window, self._now, self._zone)
+        return ends - self._now < _CLOCKS_APART_SECONDS * MICROS
 
     async def _recover(self, epoch: Epoch) -> bool:
         """Loads the windows when the recovery is first seen and again when it is over, and tells whether it is.
@@ -114,18 +133,26 @@ class EpochKeeper:
         What the limiter knows of as well counts there by what it holds, or has settled: it is left out here. That was
         restored, or reserved, since the epoch began, so it was not settled before.
         """
-        hour = LimitWindow.HOUR.bucket_seconds
-        oldest = epoch.now // (hour * MICROS) - BUCKETS
         began = epoch.open_time - round((self._recovery_seconds + _CLOCKS_APART_SECONDS) * MICROS)
         async with self._recovery_store.moment() as moment:
             known = await self._known(await moment.changed_since(began))
-            booked = await self._window(moment, LimitWindow.HOUR, oldest * hour * MICROS, hour, known)
-            for window in (LimitWindow.DAY, LimitWindow.MONTH):
-                _, begin, _, _ = calendar.periods(window, epoch.now, self._zone)
-                booked += await self._window(moment, window, begin, _AGES, known)
-            if self._catalogue.current.lifetime_rules():
-                booked += await self._window(moment, LimitWindow.TOTAL, 0, _AGES, known)
-            return booked + await self._credit(moment, known)
+            booked = await self._credit(moment, known)
+            for window in _REMEMBERED:
+                booked += await self._used(moment, window, epoch.now, known)
+            return booked
+
+    async def _used(
+        self, moment: BookedMoment, window: LimitWindow, now: int, known: Sequence[BookedAttempt] = ()
+    ) -> list[Booked]:
+        """What was used of a window, in its period or its buckets that count at a time."""
+        if not self._catalogue.current.rules(window):
+            return []
+        if window is LimitWindow.HOUR:
+            hour = window.bucket_seconds
+            oldest = now // (hour * MICROS) - BUCKETS
+            return await self._window(moment, window, oldest * hour * MICROS, hour, known)
+        begin = calendar.periods(window, now, self._zone)[1] if window in _CALENDAR else 0
+        return await self._window(moment, window, begin, _AGES, known)
 
     async def _known(self, attempts: Sequence[BookedAttempt]) -> list[BookedAttempt]:
         """Those of the attempts that the limiter knows of."""

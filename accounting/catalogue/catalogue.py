@@ -76,11 +76,11 @@ class Catalogue:
         """The tier that applies to callers of `name`: that of `free`, when nobody defined it."""
         return self._tiers.get(name) or self._tiers.get(FALLBACK_TIER) or Tier(FALLBACK_TIER)
 
-    def lifetime_rules(self) -> frozenset[tuple[str, str, LimitRule]]:
-        """The rules of tiers and budgets that count for all time, each with whose it is."""
+    def rules(self, window: LimitWindow) -> frozenset[tuple[str, str, LimitRule]]:
+        """The rules of tiers and budgets over a window, each with whose it is."""
         of_tiers = ((name, one.scope.value, one.rule) for name, tier in self._tiers.items() for one in tier.limits)
         of_budgets = ((one.scope_id, one.scope.value, one.rule) for many in self._budgets.values() for one in many)
-        return frozenset(found for found in (*of_tiers, *of_budgets) if found[2].window is LimitWindow.TOTAL)
+        return frozenset(found for found in (*of_tiers, *of_budgets) if found[2].window is window)
 
     def limits(self, principal: Principal, client_address: str = "", model: str = "") -> tuple[Limit, ...]:
         """The limits of a request: of its tier, the budgets of everybody whom it counts for, and its workspace's credit.
@@ -91,7 +91,7 @@ class Catalogue:
         return self._limits(principal, client_address if self._knows_addresses else "", model)
 
     def _find_limits(self, principal: Principal, client_address: str, model: str) -> tuple[Limit, ...]:
-        whom = subjects(principal, client_address)
+        whom = self._subjects(principal, client_address)
         caller, models = caller_scope(principal), ("", *_names(model))
         found = []
         for one in self.tier(principal.tier).limits:
@@ -113,7 +113,7 @@ class Catalogue:
 
         Neither height nor manner is part of that: two limits on the same thing count together, and here have a height of 0.
         """
-        whom = subjects(principal, "")
+        whom = self._subjects(principal)
         caller, models = caller_scope(principal), ("", *_names(model))
         rules = [
             (caller if one.scope is LimitScope.CALLER else one.scope, one.rule)
@@ -126,6 +126,11 @@ class Catalogue:
             for scope, rule in rules
             if rule.window is window and scope in whom and rule.model in models
         )
+
+    def _subjects(self, principal: Principal, client_address: str = "") -> dict[LimitScope, str]:
+        """Who a request counts for; of a tier that nobody defined all those of the one that applies."""
+        whom = subjects(principal, client_address)
+        return whom | {LimitScope.TIER: self.tier(principal.tier).name} if principal.tier else whom
 
     def counts_tiers(self, window: LimitWindow) -> bool:
         """Whether a limit over the window counts for all callers of a tier together."""

@@ -167,6 +167,19 @@ async def test_what_was_used_before_is_owed(till: Till, books: Books) -> None:
     assert await till.left() == (await till.account()).balance + 10_000
 
 
+async def test_debits_are_remembered_through_arrears(till: Till, books: Books, redis_url: str) -> None:
+    """Redis was lost meanwhile: whoever pays in advance again has at once no more than the balance."""
+    await till.pay(1_000)
+    await till.pay(-400, EntryKind.ADJUSTMENT)
+    await till.manager.set_overdraft("ws-1", None)
+    await empty(redis_url)
+    await books.epochs.check()
+    books.advance(90)
+    await books.epochs.check()
+    await till.manager.set_overdraft("ws-1", 0)
+    assert await till.left() == (await till.account()).balance == 600
+
+
 async def test_debits_stop_at_the_overdraft(till: Till) -> None:
     """Also when several come at once."""
     await till.pay(1_000)
@@ -252,6 +265,25 @@ async def test_a_lifetime_budget_counts_what_was_used_before(books: Books, redis
     books.advance(90)
     await books.epochs.check()
     assert (await books.remaining("free"))[LimitKind.TOTAL_TOKENS] == 70
+
+
+async def test_a_lifetime_budget_learns_of_what_comes_late(books: Books) -> None:
+    """The limiter has forgotten the request: within a minute the budget counts what was reported of it all the same."""
+    await books.epochs.check()
+    rule = LimitRule(LimitKind.TOTAL_TOKENS, LimitWindow.TOTAL, 100_000)
+    await books.catalogue_store.add_budget(Budget("b", LimitScope.KEY, "key-1", rule), needs_tier=False)
+    await books.catalogue.refresh()
+    ref = await books.granted()
+    await books.sweeper.sweep()
+    books.advance(61)
+    await books.sweeper.sweep()
+    assert (await books.remaining("free"))[LimitKind.TOTAL_TOKENS] == 100_000
+    assert await books.limiter.redis.delete(f"{{naru-2}}:r:{ref.event_id}:0") == 1
+    await books.recorder.record([report(ref, tokens=(300, 100))])
+    for _ in range(6):
+        books.advance(11)
+        await books.sweeper.sweep()
+    assert (await books.remaining("free"))[LimitKind.TOTAL_TOKENS] == 100_000 - 400
 
 
 async def test_entries_are_listed_page_by_page(till: Till) -> None:

@@ -51,6 +51,16 @@ def test_an_unknown_tier_is_free() -> None:
     assert (catalogue.tier("gold").name, catalogue.knows_tier("gold")) == ("free", False)
 
 
+def test_an_unknown_tier_shares_what_all_of_free_share() -> None:
+    """Its callers are callers of `free`: also for limits of all of them together, by a tier or a budget."""
+    together = Tier("free", (TierLimit(REQUESTS, LimitScope.TIER),))
+    catalogue = Catalogue({"free": together}, [Budget("b", LimitScope.TIER, "free", COST)])
+    mistyped = Principal("ws", tier="fre", key_id="k")
+    assert catalogue.limits(mistyped) == catalogue.limits(Principal("ws", tier="free", key_id="k"))
+    for window in (LimitWindow.MINUTE, LimitWindow.MONTH):
+        assert {one.scope_id for one in catalogue.counted(mistyped, "m", window)} == {"free"}
+
+
 @pytest.mark.parametrize(
     ("scope", "scope_id"),
     [
