@@ -33,7 +33,6 @@ from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal
 from naru.logs import Logger
 from naru.metrics import Metrics
-from naru.pricing import UnitPrices
 
 _LOG_SECONDS = 10.0
 _CAPPING = (LimitKind.OUTPUT_TOKENS, LimitKind.TOTAL_TOKENS, LimitKind.COST)
@@ -46,7 +45,6 @@ class _Prepared:
     reservation: Reservation
     limits: tuple[Limit, ...] = ()
     cap: int | None = None
-    prices: UnitPrices | None = None
     refusal: NaruError | None = None
 
 
@@ -99,7 +97,9 @@ class Reservations:
         prepared = [self._prepare(catalogue, reservation, now) for reservation in reservations]
         taken = iter(await self._take([one for one in prepared if one.refusal is None], finished))
         decisions = [
-            self._decision(one, next(taken)) if one.refusal is None else Decision(one.reservation.ref, one.refusal)
+            self._decision(catalogue, one, next(taken))
+            if one.refusal is None
+            else Decision(one.reservation.ref, one.refusal)
             for one in prepared
         ]
         for label, count in Counter(_label(decision.outcome) for decision in decisions).items():
@@ -161,16 +161,20 @@ class Reservations:
         cost = prices.most(reservation.input_tokens, output_tokens) if prices else 0
         if cost or cap:
             reservation = msgspec.structs.replace(reservation, output_tokens=output_tokens, cost=cost)
-        return _Prepared(reservation, limits, cap, prices)
+        return _Prepared(reservation, limits, cap)
 
-    def _decision(self, prepared: _Prepared, taken: Taken) -> Decision:
+    def _decision(self, catalogue: Catalogue, prepared: _Prepared, taken: Taken) -> Decision:
         outcome: Grant | Replay | NaruError
         if isinstance(taken.outcome, Held):
             outcome = self._outcomes.answer(taken.outcome, prepared.reservation.work.principal)
         else:
             outcome = taken.outcome
         if isinstance(outcome, Grant):
-            outcome = Grant(outcome.reserve_time, outcome.lease_expire_time, prepared.cap, prepared.prices)
+            # It is billed by what was in force when the limiter decided, which may be another moment.
+            work = prepared.reservation.work
+            price = catalogue.price(work.served_model, work.principal.workspace_id, outcome.reserve_time)
+            prices = price.unit_prices if price else None
+            outcome = Grant(outcome.reserve_time, outcome.lease_expire_time, prepared.cap, prices)
         for notice in taken.notices:
             self._tell(notice)
         enforced = tuple(state for state in taken.limits if not state.limit.shadow)

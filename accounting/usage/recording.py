@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from accounting.catalogue.keeper import CatalogueKeeper
 from accounting.engines import EngineReport
-from accounting.limiter.limiter import MICROS, Known, Limiter
+from accounting.limiter.limiter import MICROS, Limiter
 from accounting.quota import EventRef
 from accounting.settlement import BookedEvent, Exact, RecordStatus, UsageEvent, booking_time
 from accounting.usage.store import UsageStore
@@ -51,13 +51,10 @@ class Recorder:
         Raises NaruError SERVICE_UNAVAILABLE when the database is away.
         """
         now = self._now()
-        known = await self._look_up([event.ref for event in events])
+        times = await self._reserve_times([event.ref for event in events])
         # A price that another replica was told of counts here as well: it begins later than it can be missed.
         await self._catalogue.refresh()
-        booked = [
-            self.book(event, booking_time(event, reservation.reserve_time, now))
-            for event, reservation in zip(events, known, strict=True)
-        ]
+        booked = [self.book(event, booking_time(event, times[event.ref], now)) for event in events]
         recorded = await self._store.record(booked, now, counters)
         for status, count in Counter(recorded.statuses).items():
             self._reported.labels(status).inc(count)
@@ -99,13 +96,16 @@ class Recorder:
         await self._limiter.settle(settled)
         await self._store.delivered(settled)
 
-    async def _look_up(self, refs: Sequence[EventRef]) -> list[Known]:
+    async def _reserve_times(self, refs: Sequence[EventRef]) -> dict[EventRef, int]:
+        """When each was reserved, by the limiter, or else by what was recorded of it before; 0: nobody knows."""
         try:
-            return await self._limiter.look_up(refs)
+            known = await self._limiter.look_up(refs)
         except NaruError as error:
             if error.reason is not Reason.SERVICE_UNAVAILABLE:
                 raise
-            return [Known(running=False, reserve_time=0) for _ in refs]
+            known = []
+        times = dict.fromkeys(refs, 0) | {ref: one.reserve_time for ref, one in zip(refs, known, strict=False)}
+        return times | await self._store.reserve_times([ref for ref, time in times.items() if not time])
 
     def _before(self) -> int:
         return self._now() - round(_OUTBOX_AGE_SECONDS * MICROS)

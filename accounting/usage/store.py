@@ -186,6 +186,13 @@ class UsageStore:
         async with self.database.writing() as connection:
             await _FORGET.execute(connection, reference_columns(ordered))
 
+    async def reserve_times(self, refs: Collection[EventRef]) -> dict[EventRef, int]:
+        """When those of the attempts that are known here are booked."""
+        event_ids = {ref.event_id for ref in refs}
+        query = sa.select(*_KEY, usage_events.c.reserve_time).where(usage_events.c.event_id.in_(event_ids))
+        found = await self.database.read_rows(query) if event_ids else ()
+        return {EventRef(row.event_id, row.attempt): row.reserve_time for row in found}
+
     async def epoch(self) -> str | None:
         """The last epoch of the limiter that was noted; None when it never began."""
         rows = await self.database.read_rows(sa.select(limiter_epoch.c.epoch))

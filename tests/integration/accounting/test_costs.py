@@ -131,6 +131,44 @@ async def test_usage_is_priced_when_it_was_reserved(books: Books) -> None:
     assert sorted(event.cost for event in await books.rows(usage_events)) == [101, 1_000]
 
 
+async def test_what_a_grant_says_it_costs_is_what_is_billed(books: Books) -> None:
+    """Also where a price begins between the question and the limiter's answer, and when the same is asked again after it."""
+    await sell(books, price(START), price(START + SECOND, DEARER))
+    before = await books.reserve()
+    assert books.limiter.now is not None
+    books.limiter.now += SECOND
+    after = await books.reserve()
+    books.clock.advance(1)
+    again = await books.reserve(ref=before.ref)
+    for decision, prices in ((before, PRICES), (after, DEARER), (again, PRICES)):
+        assert isinstance(decision.outcome, Grant)
+        assert decision.outcome.prices == prices
+
+
+async def test_evidence_that_comes_late_is_priced_as_what_was_booked(books: Books) -> None:
+    """The limiter has forgotten when it was reserved; its row has not."""
+    await sell(books, price(START), price(START + SECOND, DEARER))
+    ref = await books.granted()
+    await books.recorder.record([report(ref, Evidence.DELIVERED)])
+    assert await books.limiter.redis.delete(f"{{naru-2}}:r:{ref.event_id}:0") == 1
+    late = replace(report(ref), usage=Usage(1, 0), accept_time=START + 2 * SECOND)
+    await books.recorder.record([late])
+    (event,) = await books.rows(usage_events)
+    assert (event.reserve_time, event.cost, event.price_id) == (START, 101, f"price-{START}")
+
+
+async def test_a_budget_counts_what_was_used_before_it_was_made(books: Books) -> None:
+    """Of its period, as after a loss of Redis; once the sweeper has looked."""
+    await books.epochs.check()
+    await sell(books, price(START))
+    for _ in range(2):
+        await books.recorder.record([replace(report(await books.granted()), usage=Usage(10, 3, 4))])
+    await allow(books, 10_000)
+    books.advance(11)
+    await books.sweeper.sweep()
+    assert await left(books) == 10_000 - 2 * (6 * 1 + 4 * 2 + 3 * 10 + 100)
+
+
 async def test_a_workspace_has_a_price_of_its_own(books: Books) -> None:
     """Nobody else has it."""
     await sell(books, price(START), price(START, DEARER, "ws-2"))
