@@ -71,6 +71,7 @@ class Limit:
         model: Of which served model; empty is all of them together.
         shadow: Counts and tells, but never refuses.
         soft_thresholds: Percentages whose crossing is told once per window.
+        credit: What a workspace has paid in advance: debits count there too, and not in a budget over the same.
     """
 
     scope: LimitScope
@@ -81,6 +82,7 @@ class Limit:
     model: str = ""
     shadow: bool = False
     soft_thresholds: tuple[int, ...] = ()
+    credit: bool = False
 
 
 class EventRef(msgspec.Struct, frozen=True, order=True, gc=False):

@@ -52,8 +52,8 @@ async def _unrest(naru: Platform, engine: AsyncEngine) -> list[str]:
 
 def _held(naru: Platform) -> dict[str, int]:
     with naru.redis() as client:
-        places = list(client.scan_iter("{naru-2}:c:*", count=1_000))
-        reservations = list(client.scan_iter("{naru-2}:r:*", count=1_000))
+        places = list(client.scan_iter("{naru-3}:c:*", count=1_000))
+        reservations = list(client.scan_iter("{naru-3}:r:*", count=1_000))
         with client.pipeline(transaction=False) as pipeline:
             for key in reservations:
                 pipeline.getrange(key, 0, 0)

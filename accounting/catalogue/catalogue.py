@@ -164,4 +164,4 @@ def _names(model: str) -> tuple[str, ...]:
 
 def credit_limit(workspace_id: str, credit: int) -> Limit:
     """What a workspace that pays in advance may ever use. Where it was given less than nothing, it is nothing."""
-    return Limit(LimitScope.WORKSPACE, workspace_id, LimitKind.COST, LimitWindow.TOTAL, max(credit, 0))
+    return Limit(LimitScope.WORKSPACE, workspace_id, LimitKind.COST, LimitWindow.TOTAL, max(credit, 0), credit=True)

@@ -103,4 +103,4 @@ class Balances:
 
 def _key(limit: Limit) -> str:
     """Where `quota_places.lua` counts it."""
-    return f"{KEY_PREFIX}p:{limit.scope}:{limit.scope_id}:{limit.model}:{limit.kind}:{limit.window}"
+    return f"{KEY_PREFIX}{'b' if limit.credit else 'p'}:{limit.scope}:{limit.scope_id}:{limit.model}:{limit.kind}:{limit.window}"

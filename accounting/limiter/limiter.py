@@ -48,7 +48,7 @@ from naru.errors import unavailable
 MICROS = 1_000_000
 _SCRIPTS = ("quota_places.lua", "quota_limits.lua", "quota_keys.lua", "quota.lua", "quota_epoch.lua")
 _CALENDAR = (LimitWindow.DAY, LimitWindow.MONTH)
-KEY_PREFIX = "{naru-2}:"
+KEY_PREFIX = "{naru-3}:"
 """What the names of all keys begin with. Another format of what they hold takes another number: to it Redis is empty."""
 EPOCH_KEY = f"{KEY_PREFIX}epoch"
 _CONNECTIONS = 16

@@ -156,7 +156,7 @@ local function find_place(limit)
     local key = PREFIX .. 'w:' .. name
     return places[key] or read_window(key, width)
   elseif limit.window == 'total' then
-    local key = PREFIX .. 'p:' .. name
+    local key = PREFIX .. (limit.credit and 'b:' or 'p:') .. name
     return places[key] or read_total({ key = key })
   end
   local begins, ends = period_of(limit.window)

@@ -22,6 +22,7 @@ class _WireLimit(msgspec.Struct, omit_defaults=True):
     model: str = ""
     shadow: bool = False
     soft_thresholds: tuple[int, ...] = ()
+    credit: bool = False
 
 
 class WireReservation(msgspec.Struct, omit_defaults=True):
@@ -65,6 +66,7 @@ class LimitTable:
                 limit.model,
                 limit.shadow,
                 limit.soft_thresholds,
+                limit.credit,
             )
         )
         self._numbers[id(limit)] = len(self.encoded)

@@ -154,7 +154,7 @@ class Platform:
     def leases(self) -> int:
         """Open reservations, of all keys."""
         with self.redis() as client:
-            return int(client.zcard("{naru-2}:leases"))
+            return int(client.zcard("{naru-3}:leases"))
 
     def redis(self) -> redis.Redis:
         """A client of its Redis."""

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
+from accounting.catalogue.catalogue import credit_limit
 from accounting.ledger.ledger import EntryKind
 from accounting.limiter.balances import Balances
-from accounting.quota import Grant, Limit, LimitKind, LimitScope, LimitWindow
+from accounting.limits import Budget, LimitRule
+from accounting.quota import Grant, LimitKind, LimitScope, LimitWindow
 from naru.errors import NaruError, Reason
 from naru.ids import uuid7
 from naru.usage import Evidence
-from tests.integration.accounting.harness import START, Books, empty, new_limiter, refused, report
+from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, empty, new_limiter, refused, report
 from tests.integration.accounting.test_prepaid import COST, Till, till
 
 __all__ = ["till"]  # a fixture
@@ -42,6 +44,20 @@ async def test_a_debit_leaves_what_running_requests_may_use(till: Till, books: B
     assert isinstance((await books.reserve()).outcome, NaruError)
     await books.reservations.release([running])
     assert await till.left() == (await till.account()).balance == COST
+
+
+async def test_a_debit_is_not_spent_from_a_budget(till: Till, books: Books) -> None:
+    """A budget for all time over the same workspace counts what was used, and money taken off its account is not."""
+    await till.pay(100_000)
+    rule = LimitRule(LimitKind.COST, LimitWindow.TOTAL, 60_000)
+    await books.catalogue_store.add_budget(Budget("b", LimitScope.WORKSPACE, "ws-1", rule), needs_tier=False)
+    await books.catalogue.refresh()
+    await till.use(900)
+    await till.pay(-50_000, DEBIT)
+    await swept(books)
+    overview = await books.reservations.overview(PRINCIPAL, "", WORK.served_model)
+    ever = {one.limit.credit: one.remaining for one in overview.limits if one.limit.window is LimitWindow.TOTAL}
+    assert ever == {True: 100_000 - 1_000 - 50_000, False: 60_000 - 1_000}
 
 
 async def test_an_overdraft_is_lowered_only_as_far_as_it_is_free(till: Till, books: Books) -> None:
@@ -114,7 +130,7 @@ async def test_a_correction_that_comes_too_late_for_the_limiter_counts(till: Til
 async def test_a_debit_that_was_counted_and_not_posted_is_given_back(till: Till, books: Books) -> None:
     """Its transaction failed after the limiter had agreed."""
     await till.pay(1_000)
-    limit = Limit(LimitScope.WORKSPACE, "ws-1", LimitKind.COST, LimitWindow.TOTAL, 1_000)
+    limit = credit_limit("ws-1", 1_000)
     assert await Balances(books.limiter).take(limit, 400)
     assert await till.left() == 600
     await swept(books)
@@ -160,7 +176,7 @@ async def lossy(redis_url: str, word: bytes, times: int = 1) -> AsyncIterator[tu
 async def test_a_debit_whose_answer_was_lost_is_counted_once(till: Till, books: Books, redis_url: str) -> None:
     """Whoever asked is told that nobody knows; what was counted is given back later, as it was not posted."""
     await till.pay(1_000)
-    limit = Limit(LimitScope.WORKSPACE, "ws-1", LimitKind.COST, LimitWindow.TOTAL, 1_000)
+    limit = credit_limit("ws-1", 1_000)
     async with lossy(redis_url, b"INCRBY") as (relay, balances):
         assert (await refused(balances.take(limit, 400))).reason is Reason.SERVICE_UNAVAILABLE
         assert relay.heard == 1
@@ -172,7 +188,7 @@ async def test_a_debit_whose_answer_was_lost_is_counted_once(till: Till, books: 
 async def test_a_correction_whose_connection_breaks_is_left_for_later(till: Till, redis_url: str) -> None:
     """Redis goes away between looking and changing: nothing is changed, and nothing fails."""
     await till.pay(1_000)
-    limit = Limit(LimitScope.WORKSPACE, "ws-1", LimitKind.COST, LimitWindow.TOTAL, 1_000)
+    limit = credit_limit("ws-1", 1_000)
     async with lossy(redis_url, b"GET") as (relay, balances):
         assert await balances.correct(limit, 300) == 0
         assert relay.heard == 1
@@ -193,4 +209,4 @@ async def test_what_is_counted_right_stays(till: Till, books: Books) -> None:
 async def _forget(books: Books, *event_ids: str) -> None:
     """What Redis does with a reservation an hour after it was closed."""
     for event_id in event_ids:
-        assert await books.limiter.redis.delete(f"{{naru-2}}:r:{event_id}:0") == 1
+        assert await books.limiter.redis.delete(f"{{naru-3}}:r:{event_id}:0") == 1

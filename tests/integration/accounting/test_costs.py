@@ -150,7 +150,7 @@ async def test_evidence_that_comes_late_is_priced_as_what_was_booked(books: Book
     await sell(books, price(START), price(START + SECOND, DEARER))
     ref = await books.granted()
     await books.recorder.record([report(ref, Evidence.DELIVERED)])
-    assert await books.limiter.redis.delete(f"{{naru-2}}:r:{ref.event_id}:0") == 1
+    assert await books.limiter.redis.delete(f"{{naru-3}}:r:{ref.event_id}:0") == 1
     late = replace(report(ref), usage=Usage(1, 0), accept_time=START + 2 * SECOND)
     await books.recorder.record([late])
     (event,) = await books.rows(usage_events)

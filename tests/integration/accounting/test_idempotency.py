@@ -160,7 +160,7 @@ async def test_an_answer_is_kept_for_an_hour(limiter: Limiter, redis_url: str) -
     limiter.now += 1
     await granted(limiter, keyed(digest=OTHER))
     redis = connect(redis_url)
-    assert 3_500_000 < await redis.pttl(f"{{naru-2}}:o:{ref.event_id}") <= 3_600_000
+    assert 3_500_000 < await redis.pttl(f"{{naru-3}}:o:{ref.event_id}") <= 3_600_000
     await redis.aclose()
 
 
@@ -169,7 +169,7 @@ async def test_an_answer_redis_forgot(limiter: Limiter, redis_url: str) -> None:
     ref = await granted(limiter, keyed())
     await tell(limiter, ref, Fate.ANSWERED, "sealed")
     redis = connect(redis_url)
-    await redis.delete(f"{{naru-2}}:o:{ref.event_id}")
+    await redis.delete(f"{{naru-3}}:o:{ref.event_id}")
     await redis.aclose()
     held = await ask(limiter, keyed())
     assert held == Held(ref.event_id, HeldState.ANSWERED)
@@ -259,7 +259,7 @@ async def test_a_key_lives_as_long_as_its_reservation_can(limiter: Limiter, redi
     limiter.now = START + LIFETIME - 1
     assert await ask(limiter, keyed()) == Held(ref.event_id, HeldState.RUNNING)
     redis = connect(redis_url)
-    (name,) = [name async for name in redis.scan_iter("{naru-2}:i:*")]
+    (name,) = [name async for name in redis.scan_iter("{naru-3}:i:*")]
     assert 3_500_000 < await redis.pttl(name) <= 3_600_000
     await redis.aclose()
     limiter.now = START + LIFETIME
@@ -275,7 +275,7 @@ async def test_redis_does_not_know_keys_or_answers(books: Books, redis_url: str)
     assert await outcomes.keep(KeptOutcome(wanted.ref.event_id, PRINCIPAL, "SECRET-KEY-7", Fate.ANSWERED, answer))
     redis = connect(redis_url)
     names = [name async for name in redis.scan_iter("*")]
-    sealed = await redis.get(f"{{naru-2}}:o:{wanted.ref.event_id}")
+    sealed = await redis.get(f"{{naru-3}}:o:{wanted.ref.event_id}")
     hashes = [str(await redis.hgetall(name)) for name in names if await redis.type(name) == b"hash"]
     await redis.aclose()
     assert hashes
@@ -296,7 +296,7 @@ async def test_outcomes_that_were_tampered_with(books: Books, redis_url: str) ->
         kept = KeptOutcome(wanted.ref.event_id, PRINCIPAL, wanted.idempotency.key, Fate.ANSWERED, b"an answer")
         assert await outcomes.keep(kept)
     redis = connect(redis_url)
-    here, there = (f"{{naru-2}}:o:{wanted.ref.event_id}" for wanted in (first, second))
+    here, there = (f"{{naru-3}}:o:{wanted.ref.event_id}" for wanted in (first, second))
     raw = base64.b64decode(await redis.get(here))
     for changed in (
         base64.b64encode(raw[:-1] + bytes([raw[-1] ^ 1])).decode(),

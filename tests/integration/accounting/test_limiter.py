@@ -345,7 +345,7 @@ async def test_a_tombstone_outlives_every_request(limiter: Limiter, redis_url: s
     ref = new_ref()
     await limiter.release([ref])
     redis = connect(redis_url)
-    left = await redis.ttl(f"{{naru-2}}:r:{ref.event_id}:0")
+    left = await redis.ttl(f"{{naru-3}}:r:{ref.event_id}:0")
     await redis.aclose()
     assert 3_600 < left < 2 * 3_600
 
@@ -354,7 +354,7 @@ async def test_a_window_is_remembered_for_as_long_as_its_last_bucket_counts(limi
     """Each new bucket makes Redis keep the window for the length of it again; within a bucket nothing needs to."""
     redis = connect(redis_url)
     await ask(limiter, reservation(), per_minute(5))
-    (key,) = await redis.keys("{naru-2}:w:*")
+    (key,) = await redis.keys("{naru-3}:w:*")
     kept = []
     for seconds in (0, 0.5, 1):
         limiter.now = START + round(seconds * SECOND)
@@ -389,7 +389,7 @@ async def test_every_key_is_on_one_primary(limiter: Limiter, redis_url: str) -> 
     keys: list[Any] = await redis.keys("*")
     await redis.aclose()
     assert len(keys) >= 7
-    assert all(key.startswith(b"{naru-2}:") for key in keys)
+    assert all(key.startswith(b"{naru-3}:") for key in keys)
 
 
 async def test_a_lease_is_renewed_up_to_the_hard_lifetime(limiter: Limiter) -> None:

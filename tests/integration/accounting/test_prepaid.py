@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from accounting.catalogue.catalogue import credit_limit
 from accounting.catalogue.keeper import CatalogueKeeper
 from accounting.catalogue.store import CatalogueStore
 from accounting.ledger.ledger import Account, CreditWish, Entry, EntryKind
@@ -15,7 +16,7 @@ from accounting.ledger.store import EntryFilter, LedgerStore
 from accounting.limiter.balances import Balances
 from accounting.limiter.limiter import Booked
 from accounting.limits import Budget, LimitRule
-from accounting.quota import Decision, Grant, Limit, LimitKind, LimitScope, LimitWindow
+from accounting.quota import Decision, Grant, LimitKind, LimitScope, LimitWindow
 from naru.errors import NaruError, Reason
 from naru.identity import Caller, Principal, Role, ServiceName
 from naru.ids import uuid7
@@ -214,7 +215,7 @@ async def test_much_money_is_counted_exactly(till: Till, books: Books) -> None:
     for _ in range(3):
         await till.pay(9 * 10**15)
     await till.pay(COST)
-    used = Limit(LimitScope.WORKSPACE, "ws-1", LimitKind.COST, LimitWindow.TOTAL, 0)
+    used = credit_limit("ws-1", 0)
     await books.limiter.load([Booked(used, 0, 3 * 9 * 10**15 + 1)])
     assert await till.left() == COST - 1
     assert isinstance((await books.reserve()).outcome, NaruError)
@@ -278,7 +279,7 @@ async def test_a_lifetime_budget_learns_of_what_comes_late(books: Books) -> None
     books.advance(61)
     await books.sweeper.sweep()
     assert (await books.remaining("free"))[LimitKind.TOTAL_TOKENS] == 100_000
-    assert await books.limiter.redis.delete(f"{{naru-2}}:r:{ref.event_id}:0") == 1
+    assert await books.limiter.redis.delete(f"{{naru-3}}:r:{ref.event_id}:0") == 1
     await books.recorder.record([report(ref, tokens=(300, 100))])
     for _ in range(6):
         books.advance(11)
