@@ -21,6 +21,17 @@ give() {
   chmod 0444 "$out/$1/$2"
 }
 
+# know SERVICE CALLER...: by which the service recognises those that call it, and cannot call as they do
+know() {
+  service=$1
+  shift
+  for caller; do
+    give "$service" "service-token-$caller.sha256" "$(make "service-token-$caller" | sha256sum | cut -d ' ' -f 1)"
+    # An earlier version gave the token itself.
+    [ "$caller" = "$service" ] || rm -f "$out/$service/service-token-$caller"
+  done
+}
+
 for service in edge authsvc accounting inference operator; do make "service-token-$service" >/dev/null; done
 postgres=$(make postgres-password)
 redis=$(make redis-password)
@@ -34,14 +45,18 @@ appendfsync everysec
 save \"\"
 maxmemory-policy noeviction"
 
-for caller in edge accounting inference operator; do give authsvc "service-token-$caller" "$(make "service-token-$caller")"; done
+know authsvc edge accounting inference operator
+# `naru bootstrap` runs there.
+give authsvc service-token-operator "$(make service-token-operator)"
 give authsvc pepper "$(make pepper)"
 give authsvc database-url "postgresql+asyncpg://naru:$postgres@postgres:5432/authsvc"
 
-for caller in accounting edge inference operator; do give accounting "service-token-$caller" "$(make "service-token-$caller")"; done
+know accounting edge inference operator
+give accounting service-token-accounting "$(make service-token-accounting)"
 give accounting database-url "postgresql+asyncpg://naru:$postgres@postgres:5432/accounting"
 give accounting outcome-key "$(make outcome-key)"
 give accounting redis-url "redis://:$redis@redis:6379/0"
 
-for caller in inference edge operator; do give inference "service-token-$caller" "$(make "service-token-$caller")"; done
+know inference edge operator
+give inference service-token-inference "$(make service-token-inference)"
 give edge service-token-edge "$(make service-token-edge)"

@@ -54,7 +54,8 @@ class ServiceConfig:
     log_level: str = setting("info", "debug, info, warning or error.", shared=True)
     service_tokens_dir: Path = setting(
         Path(".naru/secrets"),
-        "Directory of the files service-token-<name> by which services know each other.",
+        "Directory of the files service-token-<name> by which services know each other; of those that only call this one "
+        "service-token-<name>.sha256 is enough, the token's SHA-256 in hexadecimal.",
         shared=True,
     )
     cpus: str = setting(

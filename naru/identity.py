@@ -71,18 +71,22 @@ class Caller:
 class ServiceTokens:
     """The tokens by which services know each other, one file per service: `<directory>/service-token-<name>`.
 
-    A process needs its own file to call others, and the files of those that may call it. Missing files are callers that
-    cannot call; tokens are compared in constant time.
+    A process needs its own file to call others. Of those that may call it the digest is enough, with which it cannot call as
+    they do: `service-token-<name>.sha256`, in hexadecimal. Missing files are callers that cannot call; tokens are compared in
+    constant time.
+
+    Args:
+        digests: SHA-256 of tokens that are not known themselves.
     """
 
-    def __init__(self, tokens: Mapping[ServiceName, str]) -> None:
+    def __init__(self, tokens: Mapping[ServiceName, str], digests: Mapping[ServiceName, bytes] | None = None) -> None:
         self._tokens = dict(tokens)
-        self._digests = {name: _digest(token) for name, token in tokens.items()}
+        self._digests = {**(digests or {}), **{name: _digest(token) for name, token in tokens.items()}}
 
     @classmethod
     def read(cls, directory: Path) -> ServiceTokens:
-        """Reads the files that are there. Raises ValueError for a token shorter than 32 characters."""
-        tokens = {}
+        """Reads the files that are there. Raises ValueError for a token shorter than 32 characters, or what is no digest."""
+        tokens, digests = {}, {}
         for name in ServiceName:
             path = directory / f"service-token-{name}"
             if path.exists():
@@ -90,7 +94,10 @@ class ServiceTokens:
                 if len(token) < 32:
                     raise ValueError(f"{path} holds {len(token)} characters; a service token needs at least 32")
                 tokens[name] = token
-        return cls(tokens)
+            path = directory / f"service-token-{name}.sha256"
+            if path.exists():
+                digests[name] = _read_digest(path)
+        return cls(tokens, digests)
 
     def of(self, name: ServiceName) -> str:
         """The token `name` calls with. Raises ValueError when its file was not there."""
@@ -110,3 +117,13 @@ class ServiceTokens:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
+
+
+def _read_digest(path: Path) -> bytes:
+    try:
+        digest = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        digest = b""
+    if len(digest) != hashlib.sha256().digest_size:
+        raise ValueError(f"{path} does not hold a SHA-256 digest in hexadecimal")
+    return digest

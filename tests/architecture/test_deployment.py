@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from naru.config import ServiceConfig, variable
-from naru.identity import ServiceName
+from naru.identity import ServiceName, ServiceTokens
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("edge", "authsvc", "accounting", "inference")
@@ -127,6 +128,26 @@ def test_secrets_go_only_to_who_needs_them() -> None:
         if name != "secrets":
             assert len(mounts) <= 1
             assert all(mount == f"secrets-{owner(name)}" for mount in mounts)
+
+
+def test_no_service_can_call_as_another_one(tmp_path: Path) -> None:
+    """Each has its own token, and knows its callers by digests; authsvc has the operator's, with which it is bootstrapped."""
+    for _ in range(2):
+        # As an earlier version left it.
+        (tmp_path / "inference").mkdir(exist_ok=True)
+        (tmp_path / "inference/service-token-operator").write_text("t" * 64)
+        subprocess.run(["sh", ROOT / "deploy/secrets.sh", tmp_path], check=True)
+    every = ServiceTokens.read(tmp_path / "all")
+    for service, own, callers in (
+        ("edge", "edge", set()),
+        ("authsvc", "operator", {"edge", "accounting", "inference"}),
+        ("accounting", "accounting", {"edge", "inference", "operator"}),
+        ("inference", "inference", {"edge", "operator"}),
+    ):
+        tokens = [path.name for path in (tmp_path / service).glob("service-token-*") if not path.suffix]
+        assert tokens == [f"service-token-{own}"]
+        known = ServiceTokens.read(tmp_path / service)
+        assert {str(name) for name in ServiceName if known.who(every.of(name))} == callers | {own}
 
 
 @pytest.mark.parametrize("name", FILES[1:])
