@@ -57,19 +57,20 @@ FACES: dict[Reason, Face] = {
     Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT: Face(409, _INVALID, "idempotency_outcome_not_kept"),
     Reason.INVALID_CREDENTIALS: Face(401, _INVALID, "invalid_credentials"),
 }
-# The SDK retries these statuses by itself; without a time to wait a retry fails again, or bills again what a deadline cut.
+# The SDKs retry these statuses by themselves; without a time to wait a retry fails again, or bills again what a deadline cut.
 _HOPELESS_WITHOUT_DELAY = frozenset(
     {
         Reason.ALREADY_EXISTS,
         Reason.RATE_LIMIT_EXCEEDED,
         Reason.CONCURRENCY_LIMIT_EXCEEDED,
         Reason.REQUEST_EXCEEDS_LIMIT,
-        Reason.INSUFFICIENT_QUOTA,
         Reason.DEADLINE_EXCEEDED,
         Reason.IDEMPOTENCY_CONFLICT,
         Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT,
     }
 )
+_MOST_SECONDS_OF_SLEEP = 60.0
+"""Longer than this no SDK should sleep inside a call; Anthropic's would sleep until a month's budget begins anew."""
 
 
 def http_error(error: NaruError) -> HttpError:
@@ -78,12 +79,21 @@ def http_error(error: NaruError) -> HttpError:
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         headers["Retry-After-Ms"] = str(math.ceil(error.retry_after * 1000))
-    elif error.reason in _HOPELESS_WITHOUT_DELAY:
+    if not _is_worth_a_retry(error):
         headers["X-Should-Retry"] = "false"
     status = FACES[error.reason].status
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return HttpError(status, error_body(error), headers)
+
+
+def _is_worth_a_retry(error: NaruError) -> bool:
+    """Whether a client should ask again by itself; where not, it may still be told from when on it can."""
+    if error.reason is Reason.INSUFFICIENT_QUOTA:
+        return False
+    if error.retry_after is None:
+        return error.reason not in _HOPELESS_WITHOUT_DELAY
+    return error.retry_after <= _MOST_SECONDS_OF_SLEEP
 
 
 def error_body(error: NaruError) -> bytes:

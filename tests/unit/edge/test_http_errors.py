@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -94,6 +96,25 @@ def test_hopeless_retries_are_discouraged(reason: Reason) -> None:
     headers = http_error(NaruError(reason, "x")).headers
     assert headers["X-Should-Retry"] == "false"
     assert "Retry-After" not in headers
+
+
+@pytest.mark.parametrize(
+    ("reason", "delay"),
+    [
+        (Reason.INSUFFICIENT_QUOTA, 5.0),
+        (Reason.INSUFFICIENT_QUOTA, 1_900_000.0),
+        (Reason.RATE_LIMIT_EXCEEDED, 60.5),
+        (Reason.RATE_LIMIT_EXCEEDED, 80_000.0),
+    ],
+)
+def test_no_sdk_sleeps_until_a_long_wait_is_over(reason: Reason, delay: float) -> None:
+    """A spent budget, and a limit that is far from refilling, tell when to come back and that no SDK should wait for it."""
+    headers = http_error(NaruError(reason, "x", retry_after=delay)).headers
+    assert headers["X-Should-Retry"] == "false"
+    assert headers["Retry-After"] == str(math.ceil(delay))
+    answer = httpx.Response(429, headers=headers, request=httpx.Request("POST", "http://x"))
+    assert not openai.OpenAI(api_key="x")._should_retry(answer)
+    assert not anthropic.Anthropic(api_key="x")._should_retry(answer)
 
 
 def test_type_tells_which_limit() -> None:
