@@ -206,7 +206,7 @@ class Middleware:
         return web.Response(
             status=204,
             headers={
-                "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
+                "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
                 # The SDKs have headers of their own (X-Stainless-*), and browsers take no wildcard for Authorization.
                 "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", ""),
                 "Access-Control-Max-Age": "600",

@@ -352,7 +352,7 @@ async def test_what_holds_for_all_routes_holds_here(edge: Harness) -> None:
     ask = {"Access-Control-Request-Method": "DELETE", "Origin": "https://admin.example.com"}
     async with edge.http.options(edge.url + "/api/tiers/team", headers=ask) as answer:
         assert answer.status == 204
-        assert {"PUT", "DELETE"} <= set(answer.headers["Access-Control-Allow-Methods"].split(", "))
+        assert {"PUT", "PATCH", "DELETE"} <= set(answer.headers["Access-Control-Allow-Methods"].split(", "))
 
 
 async def test_the_ledger(edge: Harness) -> None:
