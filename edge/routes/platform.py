@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from edge.exchange import EXCHANGE
 from edge.gateway import check_endpoint
+from edge.outcomes import HEADER as IDEMPOTENCY_KEY
 from edge.routes.access import Access
 from edge.rpcs import Rpc
 from edge.transcoding import decode_object, field_mask, fill, fill_text, to_json
@@ -21,6 +22,7 @@ from naru.clock import Clock
 from naru.convert import principal_to_proto, timestamp_to_proto
 from naru.errors import NaruError, Reason, invalid_argument, not_found
 from naru.identity import Principal, Role
+from naru.ids import is_uuid
 
 WHOLE = "*"
 _REQUEST_ID = "request_id"
@@ -223,7 +225,7 @@ class PlatformRoutes:
         principal = None if row.open else await self._permitted(row, http)
         request = rpc.request()
         if row.method != "GET":
-            _read_body(row, request, await self._access.read_body(http), http.headers.get("Idempotency-Key", ""))
+            _read_body(row, request, await self._access.read_body(http), http.headers.get(IDEMPOTENCY_KEY, ""))
         read_query(request, http, self._clock, query=row.query, days=row.days)
         for name in row.path_fields:
             _read_path(row, request, name, http.match_info[name])
@@ -290,7 +292,10 @@ def read_query(
 
 
 def _read_body(row: Row, request: Any, body: bytes, key: str) -> None:
-    """Puts the JSON body where the row says, and the id that makes a repetition harmless."""
+    """Puts the JSON body where the row says, and the id that makes a repetition harmless.
+
+    Raises NaruError INVALID_ARGUMENT naming the field or the header.
+    """
     if body or row.body not in ("", WHOLE):
         value = decode_object(body)
         request_id = value.pop(_REQUEST_ID, None)
@@ -309,7 +314,16 @@ def _read_body(row: Row, request: Any, body: bytes, key: str) -> None:
             name = next(iter(value))
             raise invalid_argument(name, f"Unknown field: '{name}'.")
     if _REQUEST_ID in request.DESCRIPTOR.fields_by_name:
-        request.request_id = request.request_id or key
+        request.request_id = request.request_id or _read_key(key)
+
+
+def _read_key(text: str) -> str:
+    """The idempotency key as a request id; empty when there is none. Raises NaruError INVALID_ARGUMENT."""
+    # Some tools write UUIDs in capitals, such as macOS's uuidgen.
+    key = text.lower()
+    if key and not is_uuid(key):
+        raise invalid_argument(IDEMPOTENCY_KEY, f"{IDEMPOTENCY_KEY} must be a UUID.")
+    return key
 
 
 def _fill_caller(request: Any, principal: Principal | None, client_address: str) -> None:

@@ -134,6 +134,22 @@ async def test_the_same_creation_makes_one_key(platform: Platform) -> None:
     assert (status, error["error"]["code"]) == (409, "already_exists")
 
 
+async def test_what_may_be_an_idempotency_key(platform: Platform) -> None:
+    """A UUID in capitals is the same as in small letters; what is no UUID is a 400 that names the header, whatever its bytes."""
+    key = "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"
+    made = [await platform.ask("POST", "/api/keys", headers={"Idempotency-Key": text}) for text in (key.upper(), key)]
+    assert [status for status, _ in made] == [200, 200]
+    assert made[0][1]["api_key"]["key_id"] == made[1][1]["api_key"]["key_id"]
+    for text in (b"story", b"\xff", key.encode() + b"\xff"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", platform.edge.port)
+        head = f"POST /api/keys HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {platform.admin}\r\n"
+        writer.write(head.encode() + b"Idempotency-Key: " + text + b"\r\nContent-Length: 0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 400 "), text
+        assert b'"param":"Idempotency-Key"' in answer
+
+
 async def test_the_old_name_answers_as_the_new_one(platform: Platform) -> None:
     """/admin/api/keys makes and lists keys as /api/keys does, by its rights and scopes, and /openapi.json has both."""
     old, new = "/admin/api/keys", "/api/keys"

@@ -38,6 +38,7 @@ TIER = tier_service_pb2.Tier(
     default_output_tokens=4096,
     create_time=timestamp_to_proto(1_800_000_000.25),
 )
+UUID = "0198c7c2-8d6f-7c39-a1f5-6f1f60a7a4b1"
 SHOWN_TIER: dict[str, Any] = {
     "name": "team",
     "limits": [
@@ -85,7 +86,7 @@ async def error_of(answer: Any, status: int) -> dict[str, Any]:
 async def test_a_tier_is_made(edge: Harness) -> None:
     """POST makes the RPC as the caller, with the body as its tier, and answers with the tier alone."""
     edge.accounting.rpcs.answers["TierService/CreateTier"] = tier_service_pb2.CreateTierResponse(tier=TIER)
-    headers = {"Idempotency-Key": "from-header", "X-Request-Id": "my-request.1"}
+    headers = {"Idempotency-Key": UUID, "X-Request-Id": "my-request.1"}
     async with edge.ask("POST", "/api/tiers", json=SHOWN_TIER, headers=headers) as answer:
         assert answer.status == 200
         assert answer.headers["X-Request-Id"] == "my-request.1"
@@ -94,7 +95,7 @@ async def test_a_tier_is_made(edge: Harness) -> None:
     assert call.name == "TierService/CreateTier"
     assert call.caller == Caller(principal=ADMIN)
     assert call.request_id == "my-request.1"
-    assert call.request == tier_service_pb2.CreateTierRequest(request_id="from-header", tier=TIER)
+    assert call.request == tier_service_pb2.CreateTierRequest(request_id=UUID, tier=TIER)
     await until(lambda: edge.accounting.records)
     assert edge.accounting.records[0].endpoint == "/api/tiers"
 
@@ -102,7 +103,7 @@ async def test_a_tier_is_made(edge: Harness) -> None:
 async def test_the_body_names_its_request_id(edge: Harness) -> None:
     """`request_id` at the top of the body is the request's and goes before the header."""
     body = {"name": "team", "request_id": "from-body"}
-    async with edge.ask("POST", "/api/tiers", json=body, headers={"Idempotency-Key": "from-header"}) as answer:
+    async with edge.ask("POST", "/api/tiers", json=body, headers={"Idempotency-Key": UUID}) as answer:
         assert answer.status == 200
     async with edge.ask("DELETE", "/api/tiers/team", json={"request_id": "from-body"}) as answer:
         assert await answer.json() == {}
@@ -370,7 +371,7 @@ async def test_the_ledger(edge: Harness) -> None:
     async with edge.get("/api/ledger/w1/entries?kind=usage,credit&event_id=e1&page_size=5") as answer:
         assert await answer.json() == {"entries": [], "next_page_token": ""}
     credit = {"kind": "adjustment", "amount": -5, "description": "why"}
-    async with edge.ask("POST", "/api/ledger/w1/credits", json=credit, headers={"Idempotency-Key": "k"}) as answer:
+    async with edge.ask("POST", "/api/ledger/w1/credits", json=credit, headers={"Idempotency-Key": UUID}) as answer:
         assert (await answer.json())["balance"] == shown
     for body in ({"amount": 5}, {}):
         async with edge.ask("PUT", "/api/ledger/w1/overdraft", json=body) as answer:
@@ -387,7 +388,7 @@ async def test_the_ledger(edge: Harness) -> None:
             page_size=5,
         ),
         ledger_service_pb2.CreditRequest(
-            request_id="k",
+            request_id=UUID,
             workspace_id="w1",
             credit=ledger_service_pb2.LedgerCredit(
                 kind=ledger_service_pb2.LEDGER_ENTRY_KIND_ADJUSTMENT, amount=-5, description="why"
