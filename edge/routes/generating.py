@@ -144,6 +144,7 @@ class GeneratingRoute:
         exchange = request[EXCHANGE]
         response = StreamedAnswer(headers=_STREAM_HEADERS)
         answer: AnswerStream | None = None
+        ended = False
         try:
             async with self._gateway.generate(call, exchange.progress) as generation:
                 exchange.status = 200
@@ -166,6 +167,7 @@ class GeneratingRoute:
                 )
                 writer.note(end)
                 generation.keep(recording.encode(exchange.request_id, _STREAM_HEADERS))
+                ended = True
                 # Here it waits no longer for a client that does not read than anything else that is written.
                 await response.write_eof(end)
         except (ConnectionError, Replayed):
@@ -177,7 +179,11 @@ class GeneratingRoute:
                 raise
             error = cause if isinstance(cause, NaruError) else internal_error(cause, exchange.endpoint)
             exchange.reason = error.reason
-            await _break_off(request, response, error, numbered=0 if answer is None else answer.numbered)
+            if ended:
+                # All of it is written, and only was not read in time: another ending would be the next answer's first bytes.
+                _hang_up(request)
+            else:
+                await _break_off(request, response, error, numbered=0 if answer is None else answer.numbered)
         return response
 
     def _note_first(self, exchange: Exchange) -> None:
@@ -229,5 +235,9 @@ async def _break_off(request: web.Request, response: web.StreamResponse, error: 
             await response.write(exchange.dialect.error_event(error, exchange.request_id, numbered))
             await response.write_eof()
     except (TimeoutError, ConnectionError):
-        if request.transport is not None:
-            request.transport.abort()
+        _hang_up(request)
+
+
+def _hang_up(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

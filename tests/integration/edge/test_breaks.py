@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -267,6 +268,34 @@ async def test_nothing_that_is_left_unread_holds_a_place(tmp_path: Path) -> None
             writer.close()
 
 
+async def test_an_answer_ends_once(tmp_path: Path) -> None:
+    """One that is cut off while its last bytes leave gets no second ending, which would look like the next answer."""
+
+    async def burst(_: generation_pb2.Generation) -> AsyncIterator[Sequence[Event]]:
+        yield [accepted(), delta("x" * 7_000_000, 5, finish="stop"), finished()]
+
+    async def read_after_the_stop() -> bytes:
+        seen = b""
+        await until(edge.lifecycle.stopping.is_set)
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := await reader.read(1 << 20):
+                seen += chunk
+        return seen
+
+    async with (
+        asyncio.TaskGroup() as tasks,
+        edge_with_peers(tmp_path, stream_buffer_bytes=100 << 20, shutdown_grace=0.0) as edge,
+    ):
+        edge.inference.behave = burst
+        reader, writer = await open_unread(edge, "late", "Idempotency-Key: once\r\n")
+        # Told just before the last bytes are written.
+        await until(lambda: edge.accounting.kept)
+        reading = tasks.create_task(read_after_the_stop())
+    assert b"Content-Type: text/event-stream" in reading.result()
+    assert b"The server is stopping." not in reading.result()
+    writer.close()
+
+
 async def test_time_runs_out(tmp_path: Path) -> None:
     """A request over its time is cancelled: 504 before the answer began, an error event after."""
     async with edge_with_peers(tmp_path, request_timeout=0.1) as edge:
@@ -335,7 +364,9 @@ async def status_and_code(edge: Harness, body: dict[str, Any]) -> tuple[int, str
     return status, json.loads(text).get("error", {}).get("code")
 
 
-async def open_unread(edge: Harness, request_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def open_unread(
+    edge: Harness, request_id: str, headers: str = ""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Sends a streaming request over a socket with small buffers, and reads nothing."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -345,7 +376,7 @@ async def open_unread(edge: Harness, request_id: str) -> tuple[asyncio.StreamRea
     body = json.dumps(STREAM).encode()
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nX-Request-Id: {request_id}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"{headers}Content-Length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
     await writer.drain()
