@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -108,6 +110,13 @@ def error_body(error: NaruError) -> bytes:
 def plain_error(status: int, message: str, code: str | None = None) -> HttpError:
     """An error of HTTP itself, which no service has a reason for: a wrong path, method, host or header."""
     return HttpError(status, _body(message, _SERVER if status >= 500 else _INVALID, None, code))
+
+
+def in_other_words(text: str, words: Sequence[tuple[str, str]]) -> str:
+    """What is said of a chat completion, as another API says it: `words` are patterns and what stands in their place."""
+    for theirs, ours in words:
+        text = re.sub(theirs, ours, text)
+    return text
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edge.anthropic.answers import event
-from edge.http_errors import HttpError, http_error, plain_error
+from edge.http_errors import HttpError, http_error, in_other_words, plain_error
 from naru.errors import NaruError, Reason
 
 _OVERLOADED = 529
@@ -27,7 +27,7 @@ def anthropic_error(error: NaruError, request_id: str) -> HttpError:
     """How `error` is answered; overload has a status of its own."""
     shown = http_error(error)
     status = _OVERLOADED if error.reason is Reason.OVERLOADED else shown.status
-    return HttpError(status, _body(status, _in_our_words(error.message), request_id), shown.headers)
+    return HttpError(status, _body(status, in_other_words(error.message, _WORDS), request_id), shown.headers)
 
 
 def anthropic_plain_error(status: int, message: str, request_id: str) -> HttpError:
@@ -39,12 +39,6 @@ def anthropic_error_event(error: NaruError, request_id: str, numbered: int) -> b
     """The event that ends a stream that broke."""
     shown = anthropic_error(error, request_id)
     return event("error", msgspec.json.decode(shown.body))
-
-
-def _in_our_words(message: str) -> str:
-    for theirs, ours in _WORDS:
-        message = message.replace(theirs, ours)
-    return message
 
 
 def _body(status: int, message: str, request_id: str) -> bytes:

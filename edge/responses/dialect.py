@@ -1,4 +1,4 @@
-"""How streams of the Responses API speak besides their answers; everything else is as in the rest of OpenAI's API."""
+"""How the Responses API speaks besides its answers, where that is not as in the rest of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import replace
 import msgspec
 
 from edge.dialect import OPENAI, Dialect
-from edge.http_errors import error_body
+from edge.http_errors import error_body, http_error
+from edge.responses.errors import in_our_words
 from naru.errors import NaruError
 
 
 def response_error_event(error: NaruError, request_id: str, numbered: int) -> bytes:
     """The event that ends a stream that broke, after so many others."""
-    shown = msgspec.json.decode(error_body(error))["error"]
+    shown = msgspec.json.decode(error_body(in_our_words(error)))["error"]
     data = {
         "type": "error",
         "sequence_number": numbered,
@@ -22,4 +23,9 @@ def response_error_event(error: NaruError, request_id: str, numbered: int) -> by
     return b"event: error\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
-RESPONSES_DIALECT: Dialect = replace(OPENAI, error_event=response_error_event, last_event=b"")
+RESPONSES_DIALECT: Dialect = replace(
+    OPENAI,
+    error=lambda error, _: http_error(in_our_words(error)),
+    error_event=response_error_event,
+    last_event=b"",
+)

@@ -12,9 +12,9 @@ import pytest
 
 from naru.api.inference.v1 import generation_pb2
 from naru.convert import error_to_proto
-from naru.errors import unavailable
+from naru.errors import NaruError, Reason, unavailable
 from tests.support.edge_harness import KEY, Harness, edge_with_peers
-from tests.support.fake_inference import MODEL, Behaviour, Event, accepted, delta, finished
+from tests.support.fake_inference import MODEL, Behaviour, Event, accepted, delta, finished, refused
 
 ASK: dict[str, Any] = {"model": MODEL, "input": "What is the capital of France?"}
 PATH = "/v1/responses"
@@ -169,6 +169,64 @@ async def test_what_is_refused(edge: Harness, fields: dict[str, Any], param: str
         assert answer.status == 400
         assert (await answer.json())["error"]["param"] == param
     assert edge.accounting.reserved == []
+
+
+@pytest.mark.parametrize(
+    ("field", "said", "param", "message"),
+    [
+        (
+            "messages",
+            "However, your messages resulted in 9 tokens. Please reduce the length of the messages.",
+            "input",
+            "However, your input resulted in 9 tokens. Please reduce the length of the input.",
+        ),
+        ("messages[2].role", "`messages[2].role` is odd.", "input", "`input` is odd."),
+        ("max_tokens", "max_tokens=5 is odd.", "max_output_tokens", "max_output_tokens=5 is odd."),
+        ("reasoning_effort", "`reasoning_effort` is odd.", "reasoning.effort", "`reasoning.effort` is odd."),
+        (
+            "response_format.json_schema.schema",
+            "'response_format.json_schema.schema' is odd.",
+            "text.format.schema",
+            "'text.format.schema' is odd.",
+        ),
+        (
+            "tools[0].function.parameters",
+            "`tools[0].function.parameters` is odd.",
+            "tools[0].parameters",
+            "`tools[0].parameters` is odd.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("reason", [Reason.INVALID_ARGUMENT, Reason.CONTEXT_LENGTH_EXCEEDED])
+async def test_refusals_name_what_was_sent(
+    edge: Harness, reason: Reason, field: str, said: str, param: str, message: str
+) -> None:
+    """What the engine says of the chat completion is told of the body that was sent, in an answer and in a stream's event."""
+    error = NaruError(reason, said, metadata={"field": field})
+    edge.inference.behave = says([refused(error)])
+    async with edge.post(PATH, ASK) as answer:
+        shown = (await answer.json())["error"]
+    assert (shown["param"], shown["message"]) == (param, message)
+    failed = finished(outcome=generation_pb2.FINISH_OUTCOME_FAILED, error=error_to_proto(error))
+    edge.inference.behave = says([accepted(), delta("Par", 1)], [failed])
+    async with edge.post(PATH, ASK | {"stream": True}) as answer:
+        event = json.loads((await answer.text()).rpartition("data: ")[2])
+    assert (event["param"], event["message"]) == (param, message)
+
+
+async def test_other_errors_keep_their_words(edge: Harness) -> None:
+    """Without a field, too long an input is still its; a field of chat completions alone is unknown by its own name."""
+    edge.inference.behave = says([refused(NaruError(Reason.CONTEXT_LENGTH_EXCEEDED, "Too long."))])
+    refusals: list[tuple[dict[str, Any], str, str]] = [
+        ({}, "input", "Too long."),
+        ({"max_completion_tokens": 5}, "max_completion_tokens", "Unknown parameter: 'max_completion_tokens'."),
+        ({"max_output_tokens": 2**31}, "max_output_tokens", f"Invalid value for 'max_output_tokens': {2**31}. "),
+    ]
+    for fields, param, message in refusals:
+        async with edge.post(PATH, ASK | fields) as answer:
+            shown = (await answer.json())["error"]
+        assert shown["param"] == param
+        assert shown["message"].startswith(message)
 
 
 async def test_structured_output(edge: Harness, client: openai.AsyncOpenAI) -> None:
