@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDictProxy
 
 from edge.http_errors import plain_error
 from edge.middleware import SECURITY_HEADERS, to_response
 from naru.ids import new_request_id
+
+_CONTINUE = "100-continue"
 
 
 class _Connection(RequestHandler):
@@ -49,18 +53,30 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    """Makes connections of our kind; `options` are those of aiohttp's request handler."""
+    """Makes connections and requests of our kind; `options` are those of aiohttp's request handler."""
 
     def __init__(self, server: web.Server, options: dict[str, object]) -> None:
         super().__init__(
             server.request_handler,
-            request_factory=server.request_factory,
+            request_factory=lambda message, *more: server.request_factory(_without_odd_expectation(message), *more),
             handler_cancellation=server.handler_cancellation,
         )
         self._options = options
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._options)  # type: ignore[arg-type] # aiohttp's own
+
+
+def _without_odd_expectation(message: RawRequestMessage) -> RawRequestMessage:
+    """The head of a request, as if it expected nothing but `100 Continue`, which alone there is.
+
+    aiohttp itself would refuse any other before the application hears of the request.
+    """
+    if message.headers.get(hdrs.EXPECT, _CONTINUE).lower() == _CONTINUE:
+        return message
+    headers = message.headers.copy()
+    del headers[hdrs.EXPECT]
+    return message._replace(headers=CIMultiDictProxy(headers))
 
 
 class Listener(web.AppRunner):

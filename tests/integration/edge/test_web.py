@@ -119,6 +119,21 @@ async def test_what_is_no_request(edge: Harness, request_bytes: bytes, status: b
     assert b"xxxx" not in answer
 
 
+@pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/v1/models", 401), ("/nothing/here", 404)])
+async def test_what_is_expected_changes_nothing(edge: Harness, path: str, status: int) -> None:
+    """A client is told to go on if it wants to hear that; whatever else it expects, it gets the ordinary answer."""
+    for expected in ("x", "100-Continue, x", "100-Continue"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: {expected}\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        if expected == "100-Continue":
+            told, _, answer = answer.partition(b"\r\n\r\n")
+            assert told == b"HTTP/1.1 100 Continue"
+        assert answer.split()[1] == str(status).encode()
+        assert b"X-Request-Id: req_" in answer
+
+
 async def test_cors(edge: Harness) -> None:
     """A page of a listed origin may call, others may not."""
     asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count"
