@@ -55,7 +55,12 @@ async def running(config: EdgeConfig, lifecycle: Lifecycle) -> AsyncIterator[Run
         app.on_response_prepare.append(middleware.add_headers)
         app.on_response_prepare.append(drain.close_connection)
         _add_routes(app, config, backend, edge_metrics, HealthRoutes(drain.ready, backend.dependencies, metrics))
-        listener = Listener(app, max_header_bytes=config.max_header_bytes, shutdown_timeout=_LAST_WORDS_SECONDS)
+        listener = Listener(
+            app,
+            max_header_bytes=config.max_header_bytes,
+            stall_seconds=config.stream_stall_seconds,
+            shutdown_timeout=_LAST_WORDS_SECONDS,
+        )
         stack.push_async_callback(listener.cleanup)
         await listener.setup()
         site = web.TCPSite(listener, config.host, config.port, reuse_port=config.reuse_port or None, backlog=1024)

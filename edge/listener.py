@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import sys
+import termios
+from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
@@ -18,9 +23,53 @@ _CONTINUE = "100-continue"
 
 
 class _Connection(RequestHandler):
-    """One connection."""
+    """One connection.
 
-    __slots__ = ()
+    Args:
+        stall_seconds: Seconds a client may leave an answer unread. Streams are looked after where they are made.
+    """
+
+    __slots__ = ("_finishing", "_look", "_stall_seconds")
+
+    def __init__(self, manager: web.Server, *, stall_seconds: float, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._stall_seconds = stall_seconds
+        self._finishing = False
+        self._look: asyncio.TimerHandle | None = None
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Writes an answer, and hangs up on a client that does not read it."""
+        self._finishing = True
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self._finishing = False
+            if self._look is not None:
+                self._look.cancel()
+                self._look = None
+
+    def pause_writing(self) -> None:
+        """Hears that an answer is longer than what the client takes at once; of most there is nothing to wait for."""
+        super().pause_writing()
+        if self._finishing and self._look is None and self.transport is not None:
+            self._look_later(_unread_bytes(self.transport), self._loop.time())
+
+    def _look_later(self, unread: int, since: float) -> None:
+        self._look = self._loop.call_later(self._stall_seconds / 4, self._look_again, unread, since)
+
+    def _look_again(self, unread: int, since: float) -> None:
+        """Hangs up if nothing was read for too long; `unread`: bytes that have been so since then."""
+        if self.transport is None:
+            return
+        now, left = self._loop.time(), _unread_bytes(self.transport)
+        if left < unread:
+            self._look_later(left, now)
+        elif now - since < self._stall_seconds:
+            self._look_later(unread, since)
+        else:
+            self.transport.abort()
 
     def handle_error(
         self,
@@ -53,9 +102,9 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
-    """Makes connections and requests of our kind; `options` are those of aiohttp's request handler."""
+    """Makes connections and requests of our kind; `options` are a connection's."""
 
-    def __init__(self, server: web.Server, options: dict[str, object]) -> None:
+    def __init__(self, server: web.Server, options: dict[str, Any]) -> None:
         super().__init__(
             server.request_handler,
             request_factory=lambda message, *more: server.request_factory(_without_odd_expectation(message), *more),
@@ -64,7 +113,16 @@ class _Server(web.Server):
         self._options = options
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._options)  # type: ignore[arg-type] # aiohttp's own
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._options)
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """Bytes that the client's machine has not taken yet."""
+    # The kernel's too: it holds megabytes and takes more by the third of that, which slow clients need minutes to read.
+    waiting = bytearray(4)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+    return transport.get_write_buffer_size() + int.from_bytes(waiting, sys.byteorder)
 
 
 def _without_odd_expectation(message: RawRequestMessage) -> RawRequestMessage:
@@ -84,17 +142,21 @@ class Listener(web.AppRunner):
 
     Args:
         max_header_bytes: Most bytes of the request line and of each header.
+        stall_seconds: Seconds a client may leave an answer unread that is no stream.
     """
 
     __slots__ = ("_options",)
 
-    def __init__(self, app: web.Application, *, max_header_bytes: int, shutdown_timeout: float) -> None:
+    def __init__(
+        self, app: web.Application, *, max_header_bytes: int, stall_seconds: float, shutdown_timeout: float
+    ) -> None:
         super().__init__(app, access_log=None, handler_cancellation=True, shutdown_timeout=shutdown_timeout)
-        self._options: dict[str, object] = {
+        self._options: dict[str, Any] = {
             "access_log": None,
             "max_line_size": max_header_bytes,
             "max_field_size": max_header_bytes,
             "keepalive_timeout": 75.0,
+            "stall_seconds": stall_seconds,
         }
 
     async def _make_server(self) -> web.Server:

@@ -26,7 +26,7 @@ async def ending_with(error: Exception) -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_get("/", answer)
-    listener = Listener(app, max_header_bytes=8190, shutdown_timeout=1)
+    listener = Listener(app, max_header_bytes=8190, stall_seconds=30, shutdown_timeout=1)
     await listener.setup()
     try:
         site = web.TCPSite(listener, "127.0.0.1", 0)
