@@ -13,7 +13,6 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
-from multidict import CIMultiDictProxy
 
 from edge.http_errors import plain_error
 from edge.middleware import SECURITY_HEADERS, to_response
@@ -134,7 +133,7 @@ def _without_odd_expectation(message: RawRequestMessage) -> RawRequestMessage:
         return message
     headers = message.headers.copy()
     del headers[hdrs.EXPECT]
-    return message._replace(headers=CIMultiDictProxy(headers))
+    return message._replace(headers=type(message.headers)(headers))
 
 
 class Listener(web.AppRunner):
