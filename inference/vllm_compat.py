@@ -242,6 +242,11 @@ def bfloat16_is_fast() -> bool:
     return bool(supported is not None and supported())
 
 
+def most_bad_word_tokens() -> int:
+    """How many tokens all `bad_words` of a request may have, as its operator's environment told vLLM, or 1024."""
+    return int(getattr(importlib.import_module("vllm.envs"), "VLLM_MAX_BAD_WORDS_TOTAL_TOKENS", 1024))
+
+
 def per_step_hook_available(engine: Any) -> bool:
     """Whether outputs can be taken per step, by methods of vLLM that are not public and may go with any release."""
     processor = getattr(engine, "input_processor", None)

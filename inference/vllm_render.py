@@ -20,14 +20,14 @@ from inference.openai_body import (
     too_long,
 )
 from inference.parser_families import ParserNames
-from inference.vllm_compat import Vllm, renders_inline
+from inference.vllm_compat import Vllm, most_bad_word_tokens, renders_inline
 from inference.vllm_errors import from_response, to_naru_error
 from inference.vllm_inline_renderer import InlineRenderer, is_short
 from inference.vllm_outputs import OutputOptions, Reading
 from inference.vllm_parsers import Parsers
 from inference.vllm_payload import EngineChoice, EnginePayload, fan_out, set_cache_salt
 from inference.vllm_repeats import Repeats, kind_of
-from inference.vllm_unsupported import refuse_unsupported, refuse_what_the_model_lacks
+from inference.vllm_unsupported import refuse_long_bad_words, refuse_unsupported, refuse_what_the_model_lacks
 from naru.errors import invalid_argument
 from naru.logs import Logger
 
@@ -263,9 +263,12 @@ class VllmRenderer:
             priority=request.priority,
         )
         # Compiling a grammar and tokenising bad words takes long enough to hold up everybody's tokens.
-        if params.structured_outputs is not None or params.bad_words:
-            return await asyncio.to_thread(validate)
-        return validate()
+        if params.structured_outputs is None and not params.bad_words:
+            return validate()
+        core_request = await asyncio.to_thread(validate)
+        if params.bad_words:
+            refuse_long_bad_words(core_request.sampling_params.bad_words_token_ids, most_bad_word_tokens())
+        return core_request
 
 
 def make_renderer(

@@ -6,7 +6,7 @@ nothing in an answer, such as whom it is for, are taken: docs/compatibility.md l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,20 @@ def refuse_what_the_model_lacks(body: Mapping[str, Any], *, callable_tools: bool
         raise not_supported(
             field, 'Calling tools is not supported with this model; `tools` need `tool_choice: "none"`.'
         )
+
+
+def refuse_long_bad_words(token_ids: Sequence[Sequence[int]] | None, most: int) -> None:
+    """Checks what vLLM made of `bad_words`: of their tokens it asks only when the engine has the request.
+
+    Args:
+        token_ids: The tokens of each; None when there are none.
+        most: As many as every one of the engine's model runners has room for; one more ends the engine where it has not.
+
+    Raises:
+        NaruError: INVALID_ARGUMENT, naming the field.
+    """
+    if sum(map(len, token_ids or ())) > most:
+        raise invalid_argument("bad_words", f"`bad_words` take at most {most} tokens in all.")
 
 
 def _check_taken(body: Mapping[str, Any]) -> None:

@@ -249,6 +249,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (CHAT | {"use_beam_search": True}, "use_beam_search"),
     (CHAT | {"length_penalty": 2.0}, "length_penalty"),
     (CHAT | {"bad_words": [""]}, "bad_words"),
+    (CHAT | {"bad_words": ["Paris " * 600, "Rome " * 600]}, "bad_words"),
     (CHAT | {"structured_outputs": {"regex": "["}}, "structured_outputs"),
     (CHAT | {"structured_outputs": {"grammar": "root ::= nothing"}}, "structured_outputs"),
     (CHAT | {"structured_outputs": {"choice": []}}, "structured_outputs"),
