@@ -145,7 +145,7 @@ class Outputs:
         except Exception as error:  # noqa: BLE001 -- what a model writes may confuse a parser; only this request ends
             self._fail(index, self._unread(error))
             return
-        if output.finished:
+        if output.finished and (read is None or read.error is None):
             # Not before it is read: what fails is settled by an estimate.
             self._counted.ended(index, len(output.prompt_token_ids or ()), output.num_cached_tokens or 0)
         if read is not None:

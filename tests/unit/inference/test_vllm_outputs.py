@@ -65,12 +65,14 @@ def test_a_grammar_that_cannot_be_kept_is_the_callers_fault() -> None:
         ((), OutputOptions(), None),
     ):
         heard: list[ChoiceOutput] = []
-        outputs = Outputs(1, options, heard.append, EngineCount().begin(1, 1), get_logger("test"))
+        count = EngineCount()
+        outputs = Outputs(1, options, heard.append, count.begin(1, 1), get_logger("test"))
         output = step("", *tokens)
         output.finished, output.outputs[0].finish_reason = True, "error"
         outputs.take(0, output)
         (end,) = heard
         assert (end.finish_reason, end.error.reason if isinstance(end.error, NaruError) else None) == ("error", reason)
+        assert count.ended.requests == (reason is None), "what is settled by an estimate is no exact figure"
 
 
 class _Holding:
