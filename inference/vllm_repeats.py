@@ -111,6 +111,9 @@ class Repeats:
         # Another one may have been rendered meanwhile; and what vLLM changes in messages it would have to change again.
         if rendering is None or conversation != id(messages) or messages != body["messages"]:
             return
+        # Where a prompt is cut to what fits, a long one leaves less room than was asked for, which a shorter one would inherit.
+        if body.get("truncate_prompt_tokens") is not None:
+            return
         if body.get("echo") or not _of_parameters_only(payload):
             return
         core_request = copy.copy(payload.choices[0].core_request)

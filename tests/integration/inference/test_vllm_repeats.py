@@ -38,7 +38,6 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "bias": {"max_tokens": 4, "logit_bias": {"50": -100}, "bad_words": ["ferry"]},
     "salt": {"max_tokens": 4, "cache_salt": "pepper"},
     "template": {"max_tokens": 4, "add_generation_prompt": False, "reasoning_effort": "low"},
-    "cut": {"max_tokens": 4, "truncate_prompt_tokens": 6},
     "whose": {"max_tokens": 4, "user": "Ada", "metadata": {"trip": "7"}},
 }
 
@@ -124,9 +123,10 @@ async def test_what_repeats_is_prepared_as_if_it_did_not(engine: VllmEngine, nam
         {"max_tokens": 4, "return_token_ids": True},
         {"max_tokens": 4, "echo": True, "add_generation_prompt": False, "continue_final_message": True},
         {"max_tokens": 4, "prompt_logprobs": 1},
+        {"max_tokens": 4, "truncate_prompt_tokens": 6},
         {"max_tokens": 4, "documents": []} | {"tools": [{"type": "function", "function": {"name": "ask"}}]},
     ],
-    ids=["JSON", "pattern", "token ids", "echo", "prompt's", "tools"],
+    ids=["JSON", "pattern", "token ids", "echo", "prompt's", "cut", "tools"],
 )
 async def test_what_depends_on_messages_is_always_vllms(engine: VllmEngine, parameters: dict[str, Any]) -> None:
     request = asking("Be brief.", "Where do", "ferries", **parameters)
@@ -155,6 +155,15 @@ async def test_a_longer_conversation_is_refused_as_ever(engine: VllmEngine) -> N
     with pytest.raises(NaruError) as anew:
         await given(engine, long, anew=True)
     assert caught.value.message == anew.value.message
+
+
+async def test_room_that_a_cut_prompt_left_is_not_a_shorter_ones(engine: VllmEngine) -> None:
+    """A prompt that may be cut gets less than was asked for where it is long, and only there."""
+    room = engine.models()[0].context_tokens
+    parameters = {"max_tokens": room - 60, "truncate_prompt_tokens": -1}
+    await teach(engine, asking("", "a " * 100, **parameters))
+    short = asking("", "a", **parameters)
+    assert await given(engine, short) == await given(engine, short, anew=True)
 
 
 @pytest.mark.parametrize("cap", [None, 5, 100_000])
