@@ -241,7 +241,9 @@ class VllmRenderer:
         params = typed.to_sampling_params(most if cap is None else min(most, cap), self._defaults)
         if body.get("prompt_logprobs") is None and (chat or body.get("logprobs") is None):
             # An echo of a conversation would ask for them too, and whoever asks for them gets nothing from the cache.
+            # vLLM's parameters have noted that already.
             params.prompt_logprobs = None
+            params.skip_reading_prefix_cache = False
         params.skip_clone = True
         return params
 

@@ -229,6 +229,15 @@ async def test_the_prefix_cache_is_shared_within_a_tenant_only(engine: VllmEngin
     assert await cached("two", cache_salt="mine") == 0
 
 
+async def test_an_echo_of_a_chat_comes_from_the_prefix_cache(engine: VllmEngine) -> None:
+    """It tells nothing of how likely the prompt's tokens were, for which the engine would have to work on them again."""
+    said = [{"role": "user", "content": "echo " * 150}, {"role": "assistant", "content": "So"}]
+    fields = {"echo": True, "add_generation_prompt": False, "continue_final_message": True, "max_tokens": 1}
+    first, again = [await complete(engine, openai_request(CHAT, messages=said, **fields)) for _ in range(2)]
+    assert first.outputs[0].cached_prompt_tokens == 0
+    assert again.outputs[0].cached_prompt_tokens > 0
+
+
 @pytest.mark.parametrize(
     ("body", "field", "says"),
     [
