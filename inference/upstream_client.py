@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import httpx2
 import openai
 
 from inference.upstream_body import UpstreamCall
@@ -21,6 +22,8 @@ from naru.logs import Logger
 _NOT_CONNECTED = ("ConnectError", "ConnectTimeout")
 """What the HTTP client below the library raises when nothing was sent yet; its name differs between versions."""
 _FIRST_PAUSE_SECONDS = 0.1
+# Turns and queues say how many ask at once; of connections that wait for one there is a bound.
+_CONNECTIONS = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
 
 
 class UpstreamClient:
@@ -43,6 +46,7 @@ class UpstreamClient:
             max_retries=0,
             timeout=openai.Timeout(None, connect=config.connect_timeout, pool=config.connect_timeout),
             http_client=openai.DefaultAsyncHttpxClient(
+                limits=_CONNECTIONS,
                 headers={"Accept-Encoding": ACCEPT_ENCODING},
                 event_hooks={"response": [AnswerBounds(config.answer_bytes)]},
             ),
