@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from inference.adapter_folders import AdapterFolders
@@ -41,6 +42,7 @@ class Adapters:
         clock: Tells when one was loaded.
         logger: Where it is told.
         changed: Called when there is one more or less that can be asked for.
+        awake: Keeps the engine from going to sleep, where it has no memory to put an adapter in. Raises NaruError when it is.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Adapters:
         clock: Clock,
         logger: Logger,
         changed: Callable[[], None],
+        awake: Callable[[], AbstractAsyncContextManager[None]],
     ) -> None:
         self._engine = engine
         self._folders = folders
@@ -61,6 +64,7 @@ class Adapters:
         self._clock = clock
         self._logger = logger
         self._changed = changed
+        self._awake = awake
         self._loaded: dict[str, Adapter] = {}
         self._remembered: dict[str, str] = {}
         self._loads = 0
@@ -112,7 +116,7 @@ class Adapters:
 
         vLLM would read the adapter of a running request again from the disk, and end itself when it is gone; so none may run.
 
-        Raises NaruError: NOT_FOUND, or FAILED_PRECONDITION when some still use it; then it stays.
+        Raises NaruError: NOT_FOUND, or FAILED_PRECONDITION when some still use it, or the replica is asleep; then it stays.
         """
         await self._work.run(self._unload(name, wait))
 
@@ -124,13 +128,14 @@ class Adapters:
         known = self._loaded.get(name)
         if known is not None and known.shown_path == path:
             return known
-        adapter = await self._take(name, path)
-        try:
-            await self._remember(self._remembered | {name: path})
-        except OSError:
-            # What is not remembered would be gone after the next start, without anybody having said so.
-            await self._let_go(adapter)
-            raise
+        async with self._awake():
+            adapter = await self._take(name, path)
+            try:
+                await self._remember(self._remembered | {name: path})
+            except OSError:
+                # What is not remembered would be gone after the next start, without anybody having said so.
+                await self._let_go(adapter)
+                raise
         self._tell_changed()
         self._logger.info("adapter loaded", adapter=adapter.model, path=path, rank=adapter.rank)
         return adapter
@@ -149,12 +154,15 @@ class Adapters:
         control, _ = self._control()
         control.withdraw_adapter(adapter)
         self._tell_changed()
-        if await self._users.wait_unused(adapter.model, wait):
-            await self._let_go(adapter)
-            return
-        control.offer_adapter(adapter)
-        self._tell_changed()
-        raise self._in_use(adapter)
+        try:
+            if not await self._users.wait_unused(adapter.model, wait):
+                raise self._in_use(adapter)
+            async with self._awake():
+                await self._let_go(adapter)
+        except NaruError:
+            control.offer_adapter(adapter)
+            self._tell_changed()
+            raise
 
     async def _let_go(self, adapter: Adapter) -> None:
         control, _ = self._control()

@@ -219,7 +219,7 @@ async def _assemble(
     limits = OutboxLimits(buffer_bytes=config.session_buffer_bytes, stall_seconds=config.session_stall_seconds)
     sessions = Sessions(generations, own_metrics, limits)
     control = Control(engine, generations, name=replica, logger=_log, changed=sessions.announce)
-    adapters = await _adapters(config, engine, generations, clock, changed=sessions.announce)
+    adapters = await _adapters(config, engine, generations, clock, control, changed=sessions.announce)
     stack.push_async_callback(adapters.close)
     server = GrpcServer(
         CallerAuthenticator(tokens, authenticator),
@@ -268,7 +268,13 @@ def _turns(config: InferenceConfig, engine: Engine, clock: Clock, metrics: Infer
 
 
 async def _adapters(
-    config: InferenceConfig, engine: Engine, generations: Generations, clock: Clock, *, changed: Callable[[], None]
+    config: InferenceConfig,
+    engine: Engine,
+    generations: Generations,
+    clock: Clock,
+    control: Control,
+    *,
+    changed: Callable[[], None],
 ) -> Adapters:
     """With those of the configuration loaded, and those that were loaded before. Raises ConfigError."""
     adapters = Adapters(
@@ -279,6 +285,7 @@ async def _adapters(
         clock=clock,
         logger=_log,
         changed=changed,
+        awake=control.awake,
     )
     try:
         await adapters.start(config.adapters())

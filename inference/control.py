@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -91,6 +92,13 @@ class Control:
     async def wake(self) -> None:
         """Ends sleep. Raises NaruError NOT_SUPPORTED."""
         await self._work.run(self._wake())
+
+    @asynccontextmanager
+    async def awake(self) -> AsyncIterator[None]:
+        """Inside the block nobody can send it to sleep. Raises NaruError FAILED_PRECONDITION when it is asleep."""
+        async with self._work.turn():
+            self._require_awake()
+            yield
 
     async def close(self) -> None:
         """Waits for what is being done, and lets an engine go on that was paused, so that what it has can end."""

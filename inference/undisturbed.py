@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -27,6 +28,10 @@ class Undisturbed:
         """Waits for what is being done."""
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Nothing else is done inside the block, which runs in the caller's own task."""
+        return self._turn
 
     async def _one(self, work: Coroutine[Any, Any, Result]) -> Result:
         async with self._turn:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from inference.app import running
+from inference.engine_control import Adapter, AdapterBounds
 from naru.api.accounting.v1 import usage_event_pb2
 from naru.api.inference.v1 import (
     control_service_pb2,
@@ -179,6 +180,69 @@ async def test_an_adapter_in_use_stays_until_its_requests_are_over(tmp_path: Pat
         assert session.frames(1)[-1].finished.usage.completion_tokens == 60
         assert not (await replica.adapters()).adapters
         assert (await refusal(replica.unload("sql", wait=26)))[0] is Reason.INVALID_ARGUMENT
+
+
+async def test_a_replica_that_sleeps_keeps_its_adapters(tmp_path: Path) -> None:
+    """Its engine has no memory to put one in: neither loading nor unloading does anything until it wakes up."""
+    for name in ("sql", "law"):
+        write_adapter(tmp_path / "adapters" / name)
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(inference_service(tmp_path, **with_lora(tmp_path)))
+        replica = await operator(stack, service)
+        await replica.load("sql", "sql")
+        await replica.tell("Sleep")
+        for refused in (replica.load("law", "law"), replica.unload("sql")):
+            reason, message = await refusal(refused)
+            assert (reason, "Wake it first" in message) == (Reason.FAILED_PRECONDITION, True)
+        assert await replica.models() == ["small", "small:sql"]
+        await replica.tell("Wake")
+        await replica.load("law", "law")
+        await replica.unload("sql")
+        assert await replica.models() == ["small", "small:law"]
+
+
+class SlowToLoad:
+    """Of what an engine can be told it is given an adapter, which takes as long as a test wants, and sent to sleep."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.loading = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    def adapter_bounds(self) -> AdapterBounds:
+        """One."""
+        return AdapterBounds(1, 8)
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Waits for `go_on`."""
+        self.loading.set()
+        await self.go_on.wait()
+        self.told.append("load")
+
+    def why_no_sleep(self) -> str:
+        """Nothing."""
+        return ""
+
+    async def sleep(self) -> None:
+        """At once."""
+        self.told.append("sleep")
+
+
+async def test_a_replica_sleeps_when_its_adapter_is_loaded(tmp_path: Path) -> None:
+    """Sent to sleep meanwhile, it waits for it."""
+    write_adapter(tmp_path / "adapters/sql")
+    engine, slow = ScriptedEngine(), SlowToLoad()
+    engine.controlled = slow  # type: ignore[assignment] # nothing else is asked of it
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(inference_service(tmp_path, engine, **with_lora(tmp_path)))
+        replica = await operator(stack, service)
+        loading = asyncio.create_task(replica.load("sql", "sql"))
+        await slow.loading.wait()
+        sleeping = asyncio.create_task(replica.tell("Sleep"))
+        await asyncio.wait([sleeping], timeout=0.2)
+        slow.go_on.set()
+        await asyncio.gather(loading, sleeping)
+        assert slow.told == ["load", "sleep"]
 
 
 async def test_an_engine_without_adapters_and_control_says_so(tmp_path: Path) -> None:

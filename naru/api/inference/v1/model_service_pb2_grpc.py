@@ -90,7 +90,7 @@ class ModelServiceServicer(object):
     def LoadAdapter(self, request, context):
         """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
         NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
-        that, FAILED_PRECONDITION where the engine holds no more adapters.
+        that, FAILED_PRECONDITION where the engine holds no more adapters, or sleeps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,7 +98,7 @@ class ModelServiceServicer(object):
 
     def UnloadAdapter(self, request, context):
         """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
-        NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
+        NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time, or the engine sleeps; the adapter stays then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

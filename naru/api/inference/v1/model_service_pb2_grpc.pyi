@@ -42,11 +42,11 @@ class ModelServiceStub:
     LoadAdapter: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.LoadAdapterRequest, _model_service_pb2.LoadAdapterResponse]
     """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
     NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
-    that, FAILED_PRECONDITION where the engine holds no more adapters.
+    that, FAILED_PRECONDITION where the engine holds no more adapters, or sleeps.
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadAdapterRequest, _model_service_pb2.UnloadAdapterResponse]
     """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
-    NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
+    NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time, or the engine sleeps; the adapter stays then.
     """
 
 @_typing.type_check_only
@@ -63,11 +63,11 @@ class ModelServiceAsyncStub(ModelServiceStub):
     LoadAdapter: _aio.UnaryUnaryMultiCallable[_model_service_pb2.LoadAdapterRequest, _model_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
     """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
     NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
-    that, FAILED_PRECONDITION where the engine holds no more adapters.
+    that, FAILED_PRECONDITION where the engine holds no more adapters, or sleeps.
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadAdapterRequest, _model_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
-    NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
+    NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time, or the engine sleeps; the adapter stays then.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -105,7 +105,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_service_pb2.LoadAdapterResponse, _abc.Awaitable[_model_service_pb2.LoadAdapterResponse]]:
         """Loads an adapter, also after a restart until it is unloaded. Doing it again with the same path changes nothing. Fails with
         NOT_SUPPORTED where the engine has no adapters, ALREADY_EXISTS where a model, an alias or another adapter is named like
-        that, FAILED_PRECONDITION where the engine holds no more adapters.
+        that, FAILED_PRECONDITION where the engine holds no more adapters, or sleeps.
         """
 
     @_abc_1.abstractmethod
@@ -115,7 +115,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_model_service_pb2.UnloadAdapterResponse]]:
         """Unloads an adapter: takes no new requests for it, waits for those that run, and takes it out of the engine. Fails with
-        NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time; the adapter stays then.
+        NOT_FOUND, and with FAILED_PRECONDITION where some still run after the time, or the engine sleeps; the adapter stays then.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
