@@ -11,6 +11,7 @@ from inference.engine_control import Adapter, AdapterBounds
 from inference.vllm_compat import Vllm
 from inference.vllm_settings import SPARE_ADAPTERS_ON_CPU
 from naru.errors import invalid_argument
+from naru.logs import Logger
 
 _SLEEP_LEVEL = 1
 """vLLM's: the weights go to the machine's own memory, so that waking up reads nothing from the disk."""
@@ -25,12 +26,14 @@ class VllmControl:
         vllm: vLLM's names.
         engine: The AsyncLLM.
         base: The model that adapters adapt.
+        logger: Where it is told that what does not fit stays in the engine.
     """
 
-    def __init__(self, vllm: Vllm, engine: Any, base: ServedModel) -> None:
+    def __init__(self, vllm: Vllm, engine: Any, base: ServedModel, logger: Logger) -> None:
         self._vllm = vllm
         self._engine = engine
         self._base = base
+        self._logger = logger
         self._requests: dict[str, Any] = {}
         self._offered: dict[str, ServedModel] = {}
 
@@ -60,6 +63,7 @@ class VllmControl:
         except self._vllm.EngineDeadError:
             raise
         except Exception as error:  # vLLM passes on whatever went wrong in its process as a plain Exception
+            await self._throw_out(adapter)
             problem = _PREFIX.sub("", " ".join(str(error).split()))[:_LONGEST_PROBLEM]
             raise invalid_argument(FIELD, f"The engine cannot use the adapter: {problem}") from error
         self._requests[adapter.model] = request
@@ -77,6 +81,13 @@ class VllmControl:
         """See `EngineControl`."""
         await self._engine.remove_lora(adapter.number)
         self._requests.pop(adapter.model, None)
+
+    async def _throw_out(self, adapter: Adapter) -> None:
+        """Lets go of one that was not loaded: vLLM finds out only after giving it a place, which it would keep."""
+        try:
+            await self._engine.remove_lora(adapter.number)
+        except Exception:  # what the caller has to know is why it was not loaded
+            self._logger.exception("an adapter that cannot be used stays in the engine", adapter=adapter.model)
 
     async def pause(self) -> None:
         """See `EngineControl`."""

@@ -211,7 +211,7 @@ class VllmEngine:
             context_tokens=int(engine.model_config.max_model_len),
             create_time=time.time(),
         )
-        self._control = VllmControl(vllm, engine, base)
+        self._control = VllmControl(vllm, engine, base, self._logger)
         self._renderer = await self._make_renderer(vllm, engine, tasks, self._control.lora_request)
         self._models = (base,)
 

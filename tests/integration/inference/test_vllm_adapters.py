@@ -30,15 +30,15 @@ pytestmark = [
 ]
 
 
-def make_adapter(folder: Path, model: Path, seed: int, *, rank: int = 4, layers: int | None = None) -> Path:
-    """A LoRA adapter with random weights, large enough to change what the model says."""
+def make_adapter(folder: Path, model: Path, seed: int, *, rank: int = 4, wider: int = 0) -> Path:
+    """A LoRA adapter with random weights, large enough to change what the model says; or of a model that is wider."""
     import torch
     from safetensors.torch import save
 
     shape = json.loads((model / "config.json").read_text())
-    hidden, random = shape["hidden_size"], torch.Generator().manual_seed(seed)
+    hidden, random = shape["hidden_size"] + wider, torch.Generator().manual_seed(seed)
     tensors = {}
-    for layer in range(layers or shape["num_hidden_layers"]):
+    for layer in range(shape["num_hidden_layers"]):
         for module in ("q_proj", "o_proj"):
             key = f"base_model.model.model.layers.{layer}.self_attn.{module}"
             tensors[f"{key}.lora_A.weight"] = torch.randn(rank, hidden, generator=random) * 0.1
@@ -50,12 +50,13 @@ def make_adapter(folder: Path, model: Path, seed: int, *, rank: int = 4, layers:
 async def installation(
     default_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[Installation, Path]]:
-    """An edge before one replica with vLLM, and the folder of its adapters: `a`, `b`, and others that do not fit."""
+    """An edge before one replica with vLLM, and the folder of its adapters: `a`, `b`, `c`, and others that do not fit."""
     folder = tmp_path_factory.mktemp("adapters")
     adapters = folder / "adapters"
-    for seed, name in enumerate(("a", "b"), 1):
+    for seed, name in enumerate(("a", "b", "c"), 1):
         make_adapter(adapters / name, default_model, seed)
-    make_adapter(adapters / "large", default_model, 3, rank=16)
+    make_adapter(adapters / "large", default_model, 4, rank=16)
+    make_adapter(adapters / "wide", default_model, 5, wider=64)
     write_adapter(adapters / "damaged")
     arguments = {**LORA, "max_model_len": 1024, "kv_cache_memory_bytes": 256 << 20, "dtype": "float32"}
     fields = {
@@ -151,6 +152,20 @@ async def test_what_the_engine_cannot_use_is_refused(
     assert (status, answer["error"]["param"]) == (400, "path")
     assert said in answer["error"]["message"]
     assert await text(up, MODEL) == plain
+
+
+async def test_an_adapter_of_another_model_takes_no_place(installation: tuple[Installation, Path]) -> None:
+    """One is refused; then as many as there is room for say the same beside each other, and beside the model, as alone."""
+    up, _ = installation
+    for name in ("a", "b"):
+        await up.ask("DELETE", f"/api/replicas/{up.addresses[0]}/adapters/{name}")
+    assert (await load(up, "b", "b"))[0] == 200
+    status, answer = await load(up, "other", "wide")
+    assert (status, answer["error"]["param"]) == (400, "path")
+    assert (await load(up, "c", "c"))[0] == 200
+    models = (MODEL, f"{MODEL}:b", f"{MODEL}:c")
+    alone = [await text(up, model) for model in models]
+    assert await asyncio.gather(*(text(up, model) for model in models * 2)) == alone * 2
 
 
 async def test_pause_holds_up_and_resume_goes_on(installation: tuple[Installation, Path]) -> None:

@@ -14,6 +14,7 @@ from inference.engine import ServedModel
 from inference.engine_control import Adapter, AdapterBounds
 from inference.vllm_control import VllmControl
 from naru.errors import NaruError
+from naru.logs import get_logger
 
 BASE = ServedModel("small", "naru", 2048, 1.0)
 ADAPTER = Adapter("sql", "small", Path("/adapters/sql"), "sql", 4, 7, 2.0, configured=False)
@@ -45,7 +46,7 @@ class Engine:
 def control(engine: Engine, *, gpu: bool = False) -> VllmControl:
     platform = SimpleNamespace(is_sleep_mode_available=lambda: gpu, is_cpu=lambda: not gpu)
     vllm: Any = SimpleNamespace(LoRARequest=SimpleNamespace, EngineDeadError=DeadError, current_platform=platform)
-    return VllmControl(vllm, engine, BASE)
+    return VllmControl(vllm, engine, BASE, get_logger("test"))
 
 
 async def test_an_engine_is_never_told_to_end_what_it_has() -> None:
@@ -104,13 +105,15 @@ async def test_each_load_is_another_adapter_to_the_engine() -> None:
 
 
 async def test_what_the_engine_does_not_take_is_the_callers_fault_unless_it_died() -> None:
-    """VLLM's reason is told without its own wrapping, and the adapter is not offered."""
+    """VLLM's reason is told without its own wrapping, and the adapter is not offered, nor left in the engine."""
     engine = Engine()
     told = control(engine)
     engine.failure = Exception("Call to add_lora method failed: the weights\n are odd")
     with pytest.raises(NaruError, match="cannot use the adapter: the weights are odd") as raised:
         await told.load_adapter(ADAPTER)
     assert raised.value.metadata == {"field": "adapter.path"}
+    # It failed as well, which hides nothing of what the caller is told.
+    assert engine.calls[1:] == [("remove_lora", (7,))]
     engine.failure = DeadError()
     with pytest.raises(DeadError):
         await told.load_adapter(ADAPTER)
