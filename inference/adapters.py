@@ -120,9 +120,9 @@ class Adapters:
         """
         await self._work.run(self._unload(name, wait))
 
-    async def close(self) -> None:
-        """Waits for what is being done."""
-        await self._work.close()
+    async def close(self, seconds: float) -> None:
+        """Waits at most so many seconds for what is being done; not at all for an engine that is dead."""
+        await self._work.close(seconds if self._engine.healthy() else 0.0)
 
     async def _load(self, name: str, path: str) -> Adapter:
         known = self._loaded.get(name)

@@ -62,6 +62,7 @@ from naru.tracing import Tracing
 _LAST_FRAMES_SECONDS = 5.0
 _ENGINE_SHUTDOWN_SECONDS = 10.0
 _LEAST_SHIPPING_SECONDS = 2.0
+_LATE_ADAPTERS_SECONDS = 1.0
 _log = get_logger(__name__)
 
 
@@ -73,6 +74,7 @@ class _Service:
     generations: Generations
     sessions: Sessions
     control: Control
+    adapters: Adapters
     shipper: Shipper
     server: GrpcServer
 
@@ -220,7 +222,8 @@ async def _assemble(
     sessions = Sessions(generations, own_metrics, limits)
     control = Control(engine, generations, name=replica, logger=_log, changed=sessions.announce)
     adapters = await _adapters(config, engine, generations, clock, control, changed=sessions.announce)
-    stack.push_async_callback(adapters.close)
+    # For what is begun while the service stops; before that, `_stop` waits longer.
+    stack.push_async_callback(adapters.close, _LATE_ADAPTERS_SECONDS)
     server = GrpcServer(
         CallerAuthenticator(tokens, authenticator),
         metrics=metrics,
@@ -258,7 +261,7 @@ async def _assemble(
         ("key uses", authenticator.uses.run()),
     ):
         _ = lifecycle.background.start(name, work)
-    return _Service(engine, generations, sessions, control, shipper, server)
+    return _Service(engine, generations, sessions, control, adapters, shipper, server)
 
 
 def _turns(config: InferenceConfig, engine: Engine, clock: Clock, metrics: InferenceMetrics) -> Turns:
@@ -276,7 +279,7 @@ async def _adapters(
     *,
     changed: Callable[[], None],
 ) -> Adapters:
-    """With those of the configuration loaded, and those that were loaded before. Raises ConfigError."""
+    """With those of the configuration loaded, and those that were loaded before. Raises ConfigError or EngineDiedError."""
     adapters = Adapters(
         engine=engine,
         folders=AdapterFolders(config.adapter_roots()),
@@ -288,7 +291,8 @@ async def _adapters(
         awake=control.awake,
     )
     try:
-        await adapters.start(config.adapters())
+        # vLLM leaves whoever waits for an engine that dies waiting for ever.
+        await _watchdog(engine, config).unless_dead(adapters.start(config.adapters()))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return adapters
@@ -321,14 +325,12 @@ def _open_journal(config: InferenceConfig, metrics: InferenceMetrics) -> Journal
         raise ConfigError(str(error)) from error
 
 
+def _watchdog(engine: Engine, config: InferenceConfig) -> Watchdog:
+    return Watchdog(engine, _log, probe_seconds=config.engine_probe_seconds, probe_timeout=config.engine_probe_timeout)
+
+
 async def _watch(service: _Service, config: InferenceConfig) -> None:
-    watchdog = Watchdog(
-        service.engine,
-        _log,
-        probe_seconds=config.engine_probe_seconds,
-        probe_timeout=config.engine_probe_timeout,
-    )
-    death = await watchdog.wait_for_death()
+    death = await _watchdog(service.engine, config).wait_for_death()
     await service.server.set_serving(False)
     service.generations.refuse_new()
     # The engine's own last words come first; those it does not reach are failed for it.
@@ -343,8 +345,8 @@ async def _stop(service: _Service, grace: float) -> None:
     await service.server.set_serving(False)
     service.generations.refuse_new()
     service.sessions.announce()
-    await service.control.close()
-    await service.generations.drain(grace)
+    await asyncio.gather(service.control.close(grace), service.adapters.close(grace))
+    await service.generations.drain(max(ends - asyncio.get_running_loop().time(), 0.0))
     service.sessions.end_when_idle()
     await service.server.stop(_LAST_FRAMES_SECONDS)
     await service.shipper.drain(max(ends - asyncio.get_running_loop().time(), _LEAST_SHIPPING_SECONDS))

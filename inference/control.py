@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from naru.errors import NaruError, Reason, unavailable
 from naru.logs import Logger
 
 _RETRY_AFTER = 5.0
+_GO_ON_SECONDS = 5.0
 
 
 class ReplicaState(StrEnum):
@@ -100,10 +102,19 @@ class Control:
             self._require_awake()
             yield
 
-    async def close(self) -> None:
-        """Waits for what is being done, and lets an engine go on that was paused, so that what it has can end."""
-        await self._work.close()
-        await self._go_on()
+    async def close(self, seconds: float) -> None:
+        """Waits for what is being done, and lets an engine go on that was paused, so that what it has can end. Never raises.
+
+        Waits at most so many seconds, and not at all for an engine that is dead, which would never answer.
+        """
+        await self._work.close(seconds if self._engine.healthy() else 0.0)
+        if not self._engine.healthy():
+            return
+        try:
+            async with asyncio.timeout(_GO_ON_SECONDS):
+                await self._go_on()
+        except Exception:  # what it holds up is aborted then, as everything that does not end in time
+            self._logger.exception("the paused engine does not go on")
 
     async def _pause(self) -> None:
         self._require_awake()

@@ -7,7 +7,10 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
+from naru.errors import unavailable
+
 Result = TypeVar("Result")
+_CANCEL_SECONDS = 1.0
 
 
 class Undisturbed:
@@ -18,16 +21,26 @@ class Undisturbed:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What `work` returns or raises. Cancelling this does not cancel the work."""
+        """What `work` returns or raises, or NaruError SERVICE_UNAVAILABLE when closing cancels it. Cancelling this does not."""
         task = asyncio.get_running_loop().create_task(self._one(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise unavailable("inference", "The inference service stopped before this was done.") from None
+            raise
 
-    async def close(self) -> None:
-        """Waits for what is being done."""
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+    async def close(self, seconds: float) -> None:
+        """Waits at most so many seconds for what is being done, and cancels the rest: an engine that is lost never answers."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(tuple(self._tasks), timeout=seconds)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_CANCEL_SECONDS)
 
     def turn(self) -> AbstractAsyncContextManager[None]:
         """Nothing else is done inside the block, which runs in the caller's own task."""

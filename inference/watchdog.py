@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from inference.engine import Engine
 from naru.logs import Logger
@@ -48,6 +50,18 @@ class Watchdog:
             return self._tell("the engine died")
         finally:
             hung.cancel()
+
+    async def unless_dead(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does work that needs the engine, and cancels it when that is lost. Raises EngineDiedError, or what `work` raises."""
+        working, dying = asyncio.create_task(work), asyncio.create_task(self.wait_for_death())
+        try:
+            await asyncio.wait([working, dying], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise await dying
+            await working
+        finally:
+            working.cancel()
+            dying.cancel()
 
     async def _wait_hung(self) -> None:
         while True:
