@@ -35,6 +35,16 @@ def is_logged_in(caller: Principal) -> bool:
     return bool(caller.user_id) and not caller.key_id
 
 
+def check_whole(caller: Principal, method: str) -> None:
+    """Raises NaruError PERMISSION_DENIED for a narrowed key: whom it lets in or promotes would not be narrowed as it is."""
+    if caller.scopes.models or caller.scopes.source_cidrs:
+        raise NaruError(
+            Reason.PERMISSION_DENIED,
+            "A key that is narrowed to models or networks cannot let anybody in, or change what they are.",
+            metadata={"method": method},
+        )
+
+
 def check_sees(caller: Principal, key: ApiKey) -> None:
     """Raises NaruError NOT_FOUND for a key that the caller does not manage: nobody learns of it."""
     if caller.role is Role.ADMIN:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from authsvc import emails, invites
 from authsvc.checks import NAME_CHARACTERS_MAX, check_id, check_request_id, check_text
 from authsvc.invalidations import InvalidationFeed
+from authsvc.key_rights import check_whole
 from authsvc.keys import Peppers
 from authsvc.management import BOOTSTRAP_TIER
 from authsvc.pages import Page, PageRequest
@@ -80,7 +81,7 @@ class UserManager:
                 has an account; PERMISSION_DENIED for a narrowed key; OVERLOADED.
         """
         check_request_id(request_id)
-        _check_whole(caller, "CreateUser")
+        check_whole(caller, f"{_SERVICE}/CreateUser")
         user = _checked(wish)
         if password:
             check_new(password, "password")
@@ -126,10 +127,11 @@ class UserManager:
         """Replaces what a user is.
 
         Raises:
-            NaruError: INVALID_ARGUMENT; NOT_FOUND; ALREADY_EXISTS when the address is another user's; FAILED_PRECONDITION for
-                administrators who would shut themselves out, and for the last one.
+            NaruError: INVALID_ARGUMENT; PERMISSION_DENIED for a narrowed key; NOT_FOUND; ALREADY_EXISTS when the address is
+                another user's; FAILED_PRECONDITION for administrators who would shut themselves out, and for the last one.
         """
         check_request_id(request_id)
+        check_whole(caller, f"{_SERVICE}/UpdateUser")
         check_id("user_id", wish.user_id)
         user = _checked(wish)
         if user.user_id == caller.user_id and (user.blocked or user.role is not Role.ADMIN):
@@ -147,7 +149,7 @@ class UserManager:
             NaruError: INVALID_ARGUMENT; PERMISSION_DENIED for a narrowed key; NOT_FOUND; OVERLOADED.
         """
         check_request_id(request_id)
-        _check_whole(caller, "ResetPassword")
+        check_whole(caller, f"{_SERVICE}/ResetPassword")
         check_id("user_id", user_id)
         if password:
             check_new(password, "password")
@@ -183,7 +185,7 @@ class UserManager:
                 an unknown workspace.
         """
         check_request_id(request_id)
-        _check_whole(caller, "CreateInvite")
+        check_whole(caller, f"{_SERVICE}/CreateInvite")
         check_text("workspace_id", wish.workspace_id, NAME_CHARACTERS_MAX)
         check_seat_role(wish.role)
         email = emails.normalise(wish.email) if wish.email else ""
@@ -241,12 +243,6 @@ def _checked(wish: User) -> User:
     if wish.role is Role.WORKSPACE_ADMIN:
         raise invalid_argument("role", "role must be user or admin; what they are in a workspace is set there.")
     return replace(wish, email=emails.normalise(wish.email))
-
-
-def _check_whole(caller: Principal, rpc: str) -> None:
-    """A person whom it lets in would not be narrowed as the key is. Raises NaruError PERMISSION_DENIED."""
-    if caller.scopes.models or caller.scopes.source_cidrs:
-        raise _denied(rpc, "A key that is narrowed to models or networks cannot let anybody in.")
 
 
 def _denied(rpc: str, message: str) -> NaruError:

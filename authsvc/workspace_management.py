@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from authsvc.checks import NAME_CHARACTERS_MAX, check_id, check_request_id, check_text
 from authsvc.invalidations import InvalidationFeed
+from authsvc.key_rights import check_whole
 from authsvc.pages import Page, PageRequest
 from authsvc.people_audit import PeopleAudit
 from authsvc.records import DEFAULT_TIER, Workspace
@@ -110,12 +111,14 @@ class WorkspaceManager:
         """Makes a user a member, or changes what they are. A workspace's admin can change members; others are invited.
 
         Raises:
-            NaruError: INVALID_ARGUMENT; PERMISSION_DENIED for a workspace that the caller does not manage; NOT_FOUND.
+            NaruError: INVALID_ARGUMENT; PERMISSION_DENIED for a workspace that the caller does not manage, and for a narrowed
+                key; NOT_FOUND.
         """
         check_request_id(request_id)
         check_id("user_id", wish.user_id)
         check_seat_role(wish.role)
         _check_manages(caller, wish.workspace_id, "SetMember")
+        check_whole(caller, f"{_SERVICE}/SetMember")
         known = await self._store.get_member(wish.workspace_id, wish.user_id)
         if known is None and caller.role is not Role.ADMIN:
             raise not_found("user", wish.user_id)

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from naru.api.auth.v1 import api_key_service_pb2, api_key_service_pb2_grpc
-from naru.api.common.v1 import principal_pb2
-from naru.client import ServiceClient
 from naru.ids import uuid7
 from tests.support.identity_harness import EMAIL, PASSWORD, Answer, Installation, installation
 
@@ -176,21 +173,23 @@ async def test_an_admin_cannot_shut_themselves_out(naru: Installation) -> None:
 
 
 async def test_a_narrowed_key_lets_nobody_in(naru: Installation) -> None:
-    """A key narrowed to models or networks makes no user, no invite and no password: those would not be narrowed."""
-    client = ServiceClient(naru.authsvc_address, name="authsvc", credential=naru.key)
-    request = api_key_service_pb2.CreateApiKeyRequest(
-        role=principal_pb2.ROLE_ADMIN, scopes=principal_pb2.Scopes(models=["small*"])
+    """A key narrowed to models or networks makes no user, invite or password, and promotes nobody: they are not narrowed."""
+    ann, bob = await naru.new_user(), await naru.new_user("bob@example.com", blocked=True)
+    seat = f"/api/workspaces/{naru.workspace_id}/members/{ann['user_id']}"
+    calls = (
+        ("POST", "/api/users", {"email": "new@example.com"}),
+        ("POST", "/api/invites", {}),
+        ("POST", f"/api/users/{ann['user_id']}/password", {}),
+        ("PUT", f"/api/users/{ann['user_id']}", {"email": ann["email"], "role": "admin"}),
+        ("PUT", f"/api/users/{bob['user_id']}", {"email": bob["email"], "blocked": False}),
+        ("PUT", seat, {"role": "workspace_admin"}),
     )
-    stub = api_key_service_pb2_grpc.ApiKeyServiceStub(client.channel)
-    narrow = (await client.call(stub.CreateApiKey, request, timeout=5)).secret_key
-    await client.close()
-    user = await naru.new_user()
-    for path, body in (
-        ("/api/users", {"email": "new@example.com"}),
-        ("/api/invites", {}),
-        (f"/api/users/{user['user_id']}/password", {}),
-    ):
-        assert (await naru.ask("POST", path, body, token=narrow)).status == 403
+    for scopes in ({"models": ["small*"]}, {"source_cidrs": ["127.0.0.0/8"]}):
+        for role in ("admin", "workspace_admin"):
+            made = await naru.ask("POST", "/api/keys", {"role": role, "scopes": scopes}, token=naru.key)
+            for method, path, body in calls:
+                answer = await naru.ask(method, path, body, token=made.body["secret_key"])
+                assert (answer.status, answer.code) == (403, "permission_denied"), (role, method, path)
 
 
 NO_ADDRESSES = [
