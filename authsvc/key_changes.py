@@ -24,6 +24,7 @@ from authsvc.key_rights import (
     check_may_give_tier,
     check_may_manage,
     check_may_manage_all,
+    check_may_rotate,
     check_may_stop,
     check_own_update,
     check_sees,
@@ -203,16 +204,20 @@ class KeyChanger:
             The key and its new text; the text is empty when the same request rotated it before.
 
         Raises:
-            NaruError: As `update`, and ALREADY_EXISTS for a request id used with another body.
+            NaruError: As `update`, PERMISSION_DENIED for a key of others that the caller could not make, and ALREADY_EXISTS
+                for a request id used with another body.
         """
         _check_asked(caller, key_id, _ROTATE, request_id)
         grace = GRACE_SECONDS if grace is None else grace
         if not 0 <= grace <= GRACE_SECONDS_MAX:
             raise invalid_argument("grace_period", "grace_period must be between 0 and 30 days.")
+        workspace = await self._store.get_workspace(caller.workspace_id)
+        maker = await maker_of(caller, self._store.get_key)
 
         def check(key: ApiKey) -> None:
             check_sees(caller, key)
             check_may_change(caller, key, _ROTATE)
+            check_may_rotate(caller, key, workspace, maker, _ROTATE)
             _check_not_revoked(key)
 
         made = new_secret(key_id, self._peppers, self._random_bytes)

@@ -86,6 +86,26 @@ def check_may_give_end(maker: ApiKey | None, expire_time: float | None, rpc: str
         raise denied(rpc, "A key cannot be given a later end than that of the key that gives it.")
 
 
+def check_may_rotate(
+    caller: Principal, key: ApiKey, workspace: Workspace | None, maker: ApiKey | None, rpc: str
+) -> None:
+    """Raises NaruError PERMISSION_DENIED for a key of others that the caller could not make: they are shown its secret.
+
+    Args:
+        caller: Whoever asks.
+        key: Theirs, or one that they may change.
+        workspace: The caller's.
+        maker: The key that they ask by, as `maker_of` has it.
+        rpc: What they ask for.
+    """
+    if caller.role is Role.ADMIN or key.key_id == caller.key_id or _owns(caller, key):
+        return
+    if key.user_id not in ("", caller.user_id):
+        raise denied(rpc, "Only its user or an administrator may rotate the key of a user.")
+    check_may_give_tier(caller, key.tier, workspace, rpc)
+    check_may_give_end(maker, key.expire_time, rpc)
+
+
 async def maker_of(caller: Principal, get_key: Callable[[str], Awaitable[ApiKey | None]]) -> ApiKey | None:
     """The key by which the caller gives rights that end with it; None for people and for administrators."""
     return None if caller.role is Role.ADMIN or not caller.key_id else await get_key(caller.key_id)

@@ -40,6 +40,7 @@ _MEMBERS_HERE: Rights = (200, 200, 200, 403, 403, 403, 200, 200)
 _MEMBERS_HERE_HIDDEN: Rights = (200, 200, 200, 404, 404, 404, 200, 200)
 _KEYS: Rights = (403, 200, 200, 403, 200, 200, 200, 200)
 _KEY_OF_THE_USER: Rights = (403, 200, 200, 403, 404, 404, 200, 200)
+_SECRET_OF_THE_USER: Rights = (403, 200, 403, 403, 404, 404, 200, 200)
 _ADMINS: Rights = (403, 403, 403, 403, 403, 403, 200, 200)
 _ADMINS_OF_NOTHING: Rights = (403, 403, 403, 403, 403, 403, 404, 404)
 
@@ -95,7 +96,7 @@ RIGHTS: dict[tuple[str, str], Rights] = {
     ("POST", "/api/keys"): _KEYS,
     ("GET", _KEY): _KEY_OF_THE_USER,
     ("PATCH", _KEY): _KEY_OF_THE_USER,
-    ("POST", f"{_KEY}/rotate"): _KEY_OF_THE_USER,
+    ("POST", f"{_KEY}/rotate"): _SECRET_OF_THE_USER,
     ("POST", f"{_KEY}/block"): _MANAGERS_HERE_HIDDEN,
     ("POST", f"{_KEY}/unblock"): _MANAGERS_HERE_HIDDEN,
     ("DELETE", _KEY): _KEY_OF_THE_USER,

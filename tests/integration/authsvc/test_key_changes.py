@@ -127,6 +127,30 @@ async def test_nobody_widens_a_key_beyond_their_own(service: AuthService) -> Non
     assert list(changed.scopes.models) == ["small-2"]
 
 
+async def test_nobody_rotates_what_they_could_not_make(service: AuthService, clock: FakeClock) -> None:
+    """A workspace admin gets no secret of another's key, of a tier they may not give, or of one that outlives their own."""
+    admin = await service.admin()
+    tomorrow, later = (timestamp_to_proto(clock.time() + days * 86_400) for days in (1, 2))
+    own = await admin.create(role=WORKSPACE_ADMIN, tier="pro", expire_time=tomorrow)
+    ends, endless = service.as_owner(own.secret_key), await team(service, admin)
+    refusals = (
+        (endless, {"user_id": await admin.new_user()}),
+        (endless, {"tier": "pro"}),
+        (ends, {}),
+        (ends, {"expire_time": later}),
+    )
+    for boss, fields in refusals:
+        made = await admin.create(**fields)
+        assert (await refused(boss.rotate(key_id=made.api_key.key_id))).reason is Reason.PERMISSION_DENIED, fields
+        assert await service.authenticate(made.secret_key)
+        assert (await boss.block(key_id=made.api_key.key_id)).state == api_key_pb2.API_KEY_STATE_BLOCKED
+        assert (await boss.revoke(key_id=made.api_key.key_id)).state == api_key_pb2.API_KEY_STATE_REVOKED
+        assert (await admin.rotate(key_id=(await admin.create(**fields)).api_key.key_id)).secret_key
+    for boss, fields in ((endless, {}), (endless, {"tier": "free"}), (ends, {"expire_time": tomorrow})):
+        assert (await boss.rotate(key_id=(await admin.create(**fields)).api_key.key_id)).secret_key, fields
+    assert (await ends.rotate(key_id=own.api_key.key_id)).secret_key, "its own, whatever its tier"
+
+
 async def test_users_learn_nothing_of_keys(service: AuthService) -> None:
     """A user's key is refused before it is looked whether there is such a key."""
     admin = await service.admin()
