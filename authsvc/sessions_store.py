@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -130,6 +131,7 @@ class SessionStore:
     async def look_up_session(self, session_id: str) -> StoredSession:
         """Session, user, what the user is where, and position of the numbering, as they were at one moment."""
         # One statement sees one snapshot: an invalidation that the position counts is also seen in the rest.
+        home = workspaces.alias("home")
         default_first = sa.case((memberships.c.workspace_id == users.c.default_workspace_id, 0), else_=1)
         query = (
             sa.select(
@@ -142,12 +144,18 @@ class SessionStore:
                 memberships.c.workspace_id,
                 memberships.c.role.label("seat_role"),
                 workspaces.c.tier.label("workspace_tier"),
+                home.c.workspace_id.label("home_workspace_id"),
+                home.c.tier.label("home_tier"),
             )
             .select_from(
                 installation.outerjoin(sessions, sessions.c.session_id == session_id)
                 .outerjoin(users, users.c.user_id == sessions.c.user_id)
                 .outerjoin(memberships, memberships.c.user_id == users.c.user_id)
                 .outerjoin(workspaces, workspaces.c.workspace_id == memberships.c.workspace_id)
+                .outerjoin(
+                    home,
+                    sa.and_(home.c.workspace_id == installation.c.first_workspace_id, users.c.role == Role.ADMIN.value),
+                )
             )
             .order_by(default_first, memberships.c.create_time, memberships.c.workspace_id)
         )
@@ -156,13 +164,8 @@ class SessionStore:
         position = Position(first.epoch, first.sequence)
         if first.session_id is None:
             return StoredSession(position)
-        seats = tuple(
-            Seat(row.workspace_id, Role(row.seat_role), row.workspace_tier)
-            for row in rows
-            if row.workspace_id is not None
-        )
         return StoredSession(
-            position, to_session(first), Role(first.user_role), first.user_tier or "", first.blocked, seats
+            position, to_session(first), Role(first.user_role), first.user_tier or "", first.blocked, _seats(rows)
         )
 
     async def list_signing_keys(self) -> list[StoredSigningKey]:
@@ -213,6 +216,17 @@ def _refresh(session_id: str, generation: int, digest: SecretDigest) -> sa.Inser
         digest=digest.digest,
         pepper_version=digest.pepper_version,
     )
+
+
+def _seats(rows: Sequence[sa.Row[Any]]) -> tuple[Seat, ...]:
+    """What the user is where. An administrator whom all workspaces sent away acts in the installation's first one."""
+    seats = tuple(
+        Seat(row.workspace_id, Role(row.seat_role), row.workspace_tier) for row in rows if row.workspace_id is not None
+    )
+    home = rows[0]
+    if seats or home.home_workspace_id is None:
+        return seats
+    return (Seat(home.home_workspace_id, Role.USER, home.home_tier),)
 
 
 async def _forget(connection: AsyncConnection, user_id: str, before: float) -> None:

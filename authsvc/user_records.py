@@ -90,7 +90,8 @@ class Seat:
 class StoredSession:
     """What one consistent look at the database says of a session; without such a session only the position is set.
 
-    `role`, `tier` and `blocked` are its user's; `seats` begin with the user's default workspace.
+    `role`, `tier` and `blocked` are its user's; `seats` begin with the user's default workspace. An administrator without any
+    has one in the installation's first workspace.
     """
 
     position: Position

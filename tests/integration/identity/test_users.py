@@ -172,6 +172,21 @@ async def test_an_admin_cannot_shut_themselves_out(naru: Installation) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_no_workspaces_admin_shuts_an_administrator_out(naru: Installation) -> None:
+    """An administrator whom their only workspace sent away acts in the first one, now and after the next log-in."""
+    admin = await naru.admin()
+    mine = (await me(naru, admin))["user"]
+    boss = await naru.ask("POST", "/api/keys", {"role": "workspace_admin"}, token=naru.key)
+    seat = f"/api/workspaces/{naru.workspace_id}/members/{mine['user_id']}"
+    assert (await naru.ask("DELETE", seat, token=boss.body["secret_key"])).status == 200
+    for token in (admin, await naru.admin()):
+        # Another project than before: the edge asks authsvc anew.
+        principal = (await me(naru, token, str(uuid7())))["principal"]
+        assert (principal["role"], principal["workspace_id"]) == ("admin", naru.workspace_id)
+        assert (await naru.ask("GET", "/api/users", token=token)).status == 200
+    assert (await naru.ask("PUT", seat, {"role": "workspace_admin"}, token=admin)).status == 200
+
+
 async def test_a_narrowed_key_lets_nobody_in(naru: Installation) -> None:
     """A key narrowed to models or networks makes no user, invite or password, and promotes nobody: they are not narrowed."""
     ann, bob = await naru.new_user(), await naru.new_user("bob@example.com", blocked=True)
