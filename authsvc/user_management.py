@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from authsvc import emails, invites
 from authsvc.checks import NAME_CHARACTERS_MAX, check_id, check_request_id, check_text
 from authsvc.invalidations import InvalidationFeed
-from authsvc.key_rights import check_whole
+from authsvc.key_rights import check_whole, is_logged_in
 from authsvc.keys import Peppers
 from authsvc.management import BOOTSTRAP_TIER
 from authsvc.pages import Page, PageRequest
@@ -167,12 +167,14 @@ class UserManager:
         """Logs a user out everywhere; how many sessions that ended.
 
         Raises:
-            NaruError: INVALID_ARGUMENT; PERMISSION_DENIED for anybody else, but to administrators; NOT_FOUND.
+            NaruError: INVALID_ARGUMENT; PERMISSION_DENIED for anybody else and for a user's key, but to administrators;
+                NOT_FOUND.
         """
         check_request_id(request_id)
         check_id("user_id", user_id)
-        if caller.role is not Role.ADMIN and caller.user_id != user_id:
-            raise _denied("RevokeSessions", "You may end your own sessions only.")
+        # A key that was found in a log must not throw its owner out everywhere.
+        if caller.role is not Role.ADMIN and not (is_logged_in(caller) and caller.user_id == user_id):
+            raise _denied("RevokeSessions", "You may end your own sessions only, and only when you are logged in.")
         if await self._users.get_user(user_id) is None:
             raise not_found("user", user_id)
         return await self._sessions.revoke_all(user_id)

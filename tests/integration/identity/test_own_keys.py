@@ -132,6 +132,21 @@ async def test_a_users_key_makes_no_keys(naru: Installation) -> None:
     assert await naru.contents(without=("api_keys",)) == before
 
 
+async def test_a_users_key_does_not_log_them_out(naru: Installation) -> None:
+    """Whoever found a key ends no session with it, whatever its role; its user, logged in, does, and an administrator's key."""
+    user, ann = await naru.new_user(), (await naru.login(EMAIL))["access_token"]
+    path = f"/api/users/{user['user_id']}/sessions"
+    seat = f"/api/workspaces/{naru.workspace_id}/members/{user['user_id']}"
+    assert (await naru.ask("PUT", seat, {"role": "workspace_admin"}, token=naru.key)).status == 200
+    for role in ("user", "workspace_admin"):
+        key = (await made(naru, naru.key, user_id=user["user_id"], role=role))["secret_key"]
+        refused = await naru.ask("DELETE", path, token=key)
+        assert (refused.status, refused.code) == (403, "permission_denied"), role
+    assert (await naru.ask("DELETE", path, token=ann)).body == {"sessions": 1}
+    await naru.login(EMAIL)
+    assert (await naru.ask("DELETE", path, token=naru.key)).body == {"sessions": 1}
+
+
 async def test_an_operator_may_switch_it_off(tmp_path: Path) -> None:
     """With NARU_AUTHSVC_USER_KEYS 0 users make no keys; what they have they go on managing."""
     async with installation(tmp_path, user_keys=0) as naru:

@@ -133,7 +133,7 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeSessions(self, request, context):
-        """Logs a user out everywhere; users may do so themselves.
+        """Logs a user out everywhere; users who are logged in may do so themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class UserServiceStub:
     ResetPassword: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.ResetPasswordRequest, _user_service_pb2.ResetPasswordResponse]
     """Gives a user another password and logs them out everywhere."""
     RevokeSessions: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.RevokeSessionsRequest, _user_service_pb2.RevokeSessionsResponse]
-    """Logs a user out everywhere; users may do so themselves."""
+    """Logs a user out everywhere; users who are logged in may do so themselves."""
     CreateInvite: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.CreateInviteRequest, _user_service_pb2.CreateInviteResponse]
     """Makes a code that lets one person register."""
     ListInvites: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.ListInvitesRequest, _user_service_pb2.ListInvitesResponse]
@@ -83,7 +83,7 @@ class UserServiceAsyncStub(UserServiceStub):
     ResetPassword: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ResetPasswordRequest, _user_service_pb2.ResetPasswordResponse]  # type: ignore[assignment]
     """Gives a user another password and logs them out everywhere."""
     RevokeSessions: _aio.UnaryUnaryMultiCallable[_user_service_pb2.RevokeSessionsRequest, _user_service_pb2.RevokeSessionsResponse]  # type: ignore[assignment]
-    """Logs a user out everywhere; users may do so themselves."""
+    """Logs a user out everywhere; users who are logged in may do so themselves."""
     CreateInvite: _aio.UnaryUnaryMultiCallable[_user_service_pb2.CreateInviteRequest, _user_service_pb2.CreateInviteResponse]  # type: ignore[assignment]
     """Makes a code that lets one person register."""
     ListInvites: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ListInvitesRequest, _user_service_pb2.ListInvitesResponse]  # type: ignore[assignment]
@@ -153,7 +153,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_service_pb2.RevokeSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_service_pb2.RevokeSessionsResponse, _abc.Awaitable[_user_service_pb2.RevokeSessionsResponse]]:
-        """Logs a user out everywhere; users may do so themselves."""
+        """Logs a user out everywhere; users who are logged in may do so themselves."""
 
     @_abc_1.abstractmethod
     def CreateInvite(
