@@ -15,10 +15,9 @@ from naru import api_key
 from naru.addresses import is_within
 from naru.clock import Clock
 from naru.coalescing import Coalescer
-from naru.errors import NaruError, Reason, invalid_api_key
+from naru.errors import invalid_api_key
 from naru.identity import Principal
 from naru.lifecycle import Background
-from naru.refusals import WrongKeyLimit
 
 CREDENTIAL_CHARACTERS_MAX = 8_192
 _KEYS_MAX = 256
@@ -53,21 +52,6 @@ class Authenticator:
         self._clock = clock
         self._usage = usage
         self._stored: Coalescer[str, StoredKey] = Coalescer(self._look_up, background, most=_KEYS_MAX)
-        self._wrong_keys = WrongKeyLimit(clock)
-
-    async def authenticate(self, credential: str, client_address: str = "") -> Principal:
-        """Who `credential`, which came here directly, belongs to.
-
-        Raises NaruError as `resolve`, and RATE_LIMIT_EXCEEDED when too many wrong keys came from the address; the services
-        that ask by `resolve` count for themselves.
-        """
-        self._wrong_keys.check(client_address)
-        try:
-            return (await self.resolve(credential, client_address)).principal
-        except NaruError as error:
-            if error.reason is Reason.INVALID_API_KEY:
-                self._wrong_keys.note(client_address)
-            raise
 
     async def resolve(self, credential: str, client_address: str = "") -> Authentication:
         """Who `credential` belongs to, and until when that holds.

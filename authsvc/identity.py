@@ -101,7 +101,7 @@ def open_identity(
     invites = InviteManager(store=InviteStore(database), audit=people.audit, clock=clock)
     tokens = TokenAuthenticator(store=people.sessions, ring=ring, policy=policy, clock=clock)
     return Identity(
-        CredentialAuthenticator(key_authenticator, tokens, foreign),
+        CredentialAuthenticator(key_authenticator, tokens, foreign, clock),
         ring,
         SessionServicer(session_manager, people.users, ring),
         UserServicer(user_manager, invites, deletions),

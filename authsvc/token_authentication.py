@@ -13,6 +13,7 @@ from naru.clock import Clock
 from naru.errors import NaruError, Reason, invalid_api_key
 from naru.identity import Principal, Role
 from naru.logs import get_logger
+from naru.refusals import WrongKeyLimit
 
 _log = get_logger(__name__)
 
@@ -65,17 +66,34 @@ class CredentialAuthenticator:
     """Resolves whatever a caller may send.
 
     Args:
+        keys: Resolves API keys.
+        tokens: Resolves our tokens.
         foreign: Resolves the tokens of others that it recognises; all other tokens are ours, or nobody's.
+        clock: Tells the time.
     """
 
-    def __init__(self, keys: Authenticator, tokens: TokenAuthenticator, foreign: ForeignAuthenticator) -> None:
+    def __init__(
+        self, keys: Authenticator, tokens: TokenAuthenticator, foreign: ForeignAuthenticator, clock: Clock
+    ) -> None:
         self._keys = keys
         self._tokens = tokens
         self._foreign = foreign
+        self._wrong_keys = WrongKeyLimit(clock)
 
     async def authenticate(self, credential: str, client_address: str = "") -> Principal:
-        """Who `credential` belongs to; raises as `resolve` does."""
-        return (await self.resolve(credential, client_address)).principal
+        """Who `credential`, which came here directly, belongs to.
+
+        Raises NaruError as `resolve` does, and RATE_LIMIT_EXCEEDED when too many wrong keys and tokens came from the address;
+        the services that ask by `resolve` count for themselves.
+        """
+        access_token.check_credential(credential)
+        self._wrong_keys.check(client_address)
+        try:
+            return (await self.resolve(credential, client_address)).principal
+        except NaruError as error:
+            if error.reason is Reason.INVALID_API_KEY:
+                self._wrong_keys.note(client_address)
+            raise
 
     async def resolve(self, credential: str, client_address: str = "", workspace_id: str = "") -> Authentication:
         """Who `credential` belongs to, and until when that holds; as those who resolve each kind of them have it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from naru.api.common.v1 import principal_pb2
 from naru.convert import error_from_proto, timestamp_from_proto, timestamp_to_proto
 from naru.errors import Reason, invalid_api_key, invalid_argument
 from naru.identity import ServiceName
+from naru.refusals import WRONG_KEYS_BURST
 from naru.testing.clock import FakeClock
 from tests.integration.authsvc.harness import AuthService, refused
 
@@ -69,6 +71,24 @@ async def test_every_refusal_is_the_same(service: AuthService, clock: FakeClock)
     for credential, address in refusals:
         assert await refused(service.authenticate(credential, address)) == invalid_api_key(), (credential, address)
     assert (await service.authenticate(good, "192.0.2.1")).principal.key_id
+
+
+async def test_an_address_that_guesses_is_asked_to_wait(service: AuthService, clock: FakeClock) -> None:
+    """Sixty wrong keys that come directly, then a 429 for right ones too, until a minute has passed; services ask on."""
+    admin = await service.admin()
+    key = (await admin.create(role=principal_pb2.ROLE_ADMIN)).secret_key
+    for _ in range(WRONG_KEYS_BURST):
+        error = await refused(service.as_owner(api_key.generate(os.urandom)).list())
+        assert error.reason is Reason.INVALID_API_KEY
+    for text in (api_key.generate(os.urandom), key):
+        error = await refused(service.as_owner(text).list())
+        assert error.reason is Reason.RATE_LIMIT_EXCEEDED
+        assert error.retry_after is not None
+        assert 0 < error.retry_after <= 60
+    assert await refused(service.authenticate(api_key.generate(os.urandom), "127.0.0.1")) == invalid_api_key()
+    assert (await service.authenticate(key, "127.0.0.1")).principal.key_id
+    clock.advance(60)
+    assert (await service.as_owner(key).list()).api_keys
 
 
 async def test_several_at_once_are_told_as_each_alone(service: AuthService) -> None:

@@ -11,18 +11,25 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from authsvc.authentication import Authenticator
+from authsvc.foreign_authentication import ForeignAuthenticator, Home, OpenWebui
+from authsvc.foreign_store import ForeignStore
 from authsvc.key_store import KeyChanges
 from authsvc.key_usage import KeyUsage
 from authsvc.keys import Pepper, Peppers, new_key, new_secret
 from authsvc.records import ApiKey, Workspace
+from authsvc.sessions_store import SessionStore
+from authsvc.signing import KeyRing
 from authsvc.store import KeyStore, StoredKey
+from authsvc.token_authentication import CredentialAuthenticator, TokenAuthenticator
+from authsvc.tokens import TokenPolicy
 from naru import api_key
 from naru.database import Database
 from naru.errors import NaruError, Reason, invalid_api_key, unavailable
+from naru.ids import uuid7
 from naru.lifecycle import Lifecycle
 from naru.refusals import WRONG_KEYS_BURST
 from naru.testing.clock import FakeClock
-from tests.support.auth_store import bootstrap, entry
+from tests.support.auth_store import bootstrap, entry, people_audit
 
 OLD, NEW = Pepper(1, b"o" * 32), Pepper(2, b"n" * 32)
 
@@ -65,6 +72,30 @@ class World:
 
     def over(self, store: KeyStore, *peppers: Pepper) -> Authenticator:
         return Authenticator(store, Peppers(peppers, self.digests), self.clock, self.usage, Lifecycle().background)
+
+    def of_all_kinds(self, database: Database) -> CredentialAuthenticator:
+        """One that takes tokens too, none of which is good."""
+        sessions, peppers = SessionStore(database), Peppers([OLD])
+        ring = KeyRing(
+            store=sessions,
+            peppers=peppers,
+            clock=self.clock,
+            random_bytes=os.urandom,
+            new_id=uuid7,
+            rotation=60,
+            lifetime=60,
+        )
+        policy = TokenPolicy("naru", "naru", 60)
+        foreign = ForeignAuthenticator(
+            store=ForeignStore(database),
+            audit=people_audit(self.clock),
+            clock=self.clock,
+            new_id=uuid7,
+            openwebui=OpenWebui(None, None, Home()),
+            provider=None,
+        )
+        tokens = TokenAuthenticator(store=sessions, ring=ring, policy=policy, clock=self.clock)
+        return CredentialAuthenticator(self.authenticator, tokens, foreign, self.clock)
 
     async def work(self, text: str) -> tuple[int, list[int]]:
         """Lookups, and sizes of what was digested, for a credential that is refused."""
@@ -199,19 +230,26 @@ async def test_whoever_asks_as_a_query_ends_is_answered(world: World, database: 
     assert {type(task.exception()) for task in done} == {NaruError}
 
 
-async def test_an_address_that_guesses_is_stopped_before_the_database(world: World) -> None:
-    """After too many wrong keys from one address nothing is looked up for it; services, which count themselves, go on."""
-    for _ in range(WRONG_KEYS_BURST):
-        with pytest.raises(NaruError):
-            await world.authenticator.authenticate(api_key.generate(os.urandom), "192.0.2.1")
-    before = world.store.lookups
-    for text in (api_key.generate(os.urandom), world.made.text):
+async def test_an_address_that_guesses_is_stopped_before_the_database(world: World, database: Database) -> None:
+    """After too many wrong keys and tokens from one address nothing is looked up for it; services, which count, go on."""
+    authenticator = world.of_all_kinds(database)
+
+    async def reason_of(text: str) -> Reason:
         with pytest.raises(NaruError) as failure:
-            await world.authenticator.authenticate(text, "192.0.2.1")
-        assert failure.value.reason is Reason.RATE_LIMIT_EXCEEDED
+            await authenticator.authenticate(text, "192.0.2.1")
+        return failure.value.reason
+
+    for _ in range(2 * WRONG_KEYS_BURST):
+        assert await reason_of("sk-mistyped") is Reason.INVALID_API_KEY, "costs nothing, so it is not counted"
+    for _ in range(WRONG_KEYS_BURST // 2):
+        for text in (api_key.generate(os.urandom), "eyJh.eyJz.x"):
+            assert await reason_of(text) is Reason.INVALID_API_KEY
+    before = world.store.lookups
+    for text in (api_key.generate(os.urandom), "eyJh.eyJz.x", world.made.text):
+        assert await reason_of(text) is Reason.RATE_LIMIT_EXCEEDED
     assert world.store.lookups == before
-    assert (await world.authenticator.authenticate(world.made.text, "192.0.2.2")).key_id == world.made.key_id
-    assert (await world.authenticator.resolve(world.made.text, "192.0.2.1")).principal.key_id == world.made.key_id
+    assert (await authenticator.authenticate(world.made.text, "192.0.2.2")).key_id == world.made.key_id
+    assert (await authenticator.resolve(world.made.text, "192.0.2.1")).principal.key_id == world.made.key_id
 
 
 async def test_a_used_key_moves_to_the_new_pepper(world: World) -> None:
