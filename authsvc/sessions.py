@@ -231,8 +231,13 @@ class SessionManager:
         if not known and await self._sessions.began_from(email, client_address):
             self._throttle.remember(email, client_address)
         self._throttle.attempt(email, client_address)
-        found = await self._users.find_by_email(email)
-        good = await self._passwords.matches(password, None if found is None else found[1])
+        try:
+            found = await self._users.find_by_email(email)
+            good = await self._passwords.matches(password, None if found is None else found[1])
+        except NaruError:
+            # Nobody looked at the password: what is busy or away here must not keep anybody out for longer.
+            self._throttle.give_back(email, client_address)
+            raise
         if found is None or not good or found[0].blocked:
             raise invalid_credentials()
         self._throttle.succeeded(email, client_address)

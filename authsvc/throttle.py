@@ -66,9 +66,13 @@ class LoginThrottle:
 
     def succeeded(self, account: str, client_address: str) -> None:
         """Gives back what the attempt took, and remembers the address as one of the account's."""
+        self.give_back(account, client_address)
+        self.remember(account, client_address)
+
+    def give_back(self, account: str, client_address: str) -> None:
+        """The attempt was no failure: as if it had not been made."""
         for buckets, key in self._used(account, client_address):
             buckets.give(key)
-        self.remember(account, client_address)
 
     def remember(self, account: str, client_address: str) -> None:
         """The account was logged in from the address."""
