@@ -17,6 +17,7 @@ from authsvc.rows import number_invalidation
 from authsvc.tables import installation, memberships, refresh_tokens, sessions, signing_keys, users, workspaces
 from authsvc.user_records import Seat, Session, StoredRefresh, StoredSession, StoredSigningKey
 from authsvc.user_rows import micros, seconds, to_session
+from naru.addresses import network_of
 from naru.database import Database
 from naru.identity import Role
 
@@ -55,10 +56,10 @@ class SessionStore:
         return True
 
     async def began_from(self, email: str, client_address: str) -> bool:
-        """Whether a session of that account, which may have ended since, began from exactly this address."""
-        theirs = sa.select(sessions.c.session_id).join(users, users.c.user_id == sessions.c.user_id)
-        query = theirs.where(users.c.email == email, sessions.c.client_address == client_address).limit(1)
-        return bool(await self._database.read_rows(query))
+        """Whether a session of that account, which may have ended since, began from this address, or from its IPv6 /64."""
+        theirs = sa.select(sessions.c.client_address).join(users, users.c.user_id == sessions.c.user_id)
+        rows = await self._database.read_rows(theirs.where(users.c.email == email).distinct())
+        return network_of(client_address) in {network_of(row.client_address) for row in rows}
 
     async def look_up_refresh(self, session_id: str, generation: int) -> StoredRefresh | None:
         """The refresh token of a session with that number, or None."""

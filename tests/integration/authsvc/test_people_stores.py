@@ -177,6 +177,17 @@ async def test_no_session_begins_with_a_password_that_was(stores: Stores) -> Non
     assert (await stores.sessions.look_up_session("s1")).session is None
 
 
+async def test_an_ipv6_network_is_known_as_one_address(stores: Stores) -> None:
+    """Where an account was logged in from counts as the throttle counts: a /64 and a mapped address are one."""
+    await stores.sessions.insert_session(session(1), DIGEST, "hash")
+    await stores.sessions.insert_session(session(2, client_address="2001:db8::1"), DIGEST, "hash")
+    for address in ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "2001:db8::ab:cd"):
+        assert await stores.sessions.began_from(USER.email, address), address
+        assert not await stores.sessions.began_from("bob@example.com", address)
+    for address in ("192.0.2.2", "2001:db8:0:1::1", ""):
+        assert not await stores.sessions.began_from(USER.email, address), address
+
+
 async def test_a_refresh_token_is_spent_once(stores: Stores) -> None:
     """Of several that spend a token at once one does, and there is one successor."""
     await stores.sessions.insert_session(session(1), DIGEST, "hash")
