@@ -15,7 +15,8 @@ from authsvc.audit import AuditEntry
 from authsvc.people_audit import PeopleAudit
 from authsvc.rows import keep_an_admin, number_invalidation, to_key
 from authsvc.sessions_store import end_sessions
-from authsvc.tables import api_keys, installation, invites, memberships, sessions, users, workspaces
+from authsvc.tables import api_keys, installation, invites, memberships, refresh_tokens, sessions, users, workspaces
+from authsvc.user_records import User
 from authsvc.user_rows import micros, to_invite, to_seat, to_user, to_workspace
 from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
@@ -46,11 +47,29 @@ class _Ending:
         for row in (await self.connection.execute(end)).all():
             await self._record(self.tell.member(to_seat(row), None))
 
-    async def revoke_invites(self, workspace_id: str) -> None:
-        """Ends the invites to a workspace that nobody used."""
-        unused = sa.and_(
-            invites.c.workspace_id == workspace_id, invites.c.use_time.is_(None), invites.c.revoke_time.is_(None)
-        )
+    async def end_sessions(self, user_id: str) -> int:
+        """Ends a user's sessions and leaves nothing of them, as they tell addresses; how many had not ended before."""
+        theirs = sessions.c.user_id == user_id
+        ids = sa.select(sessions.c.session_id).where(theirs)
+        # The sessions first, as whoever spends a refresh token has them: neither waits for the other for ever.
+        await self.connection.execute(ids.order_by(sessions.c.session_id).with_for_update())
+        ended = await end_sessions(self.connection, theirs, self.now)
+        await self.connection.execute(sa.delete(refresh_tokens).where(refresh_tokens.c.session_id.in_(ids)))
+        await self.connection.execute(sa.delete(sessions).where(theirs))
+        return ended
+
+    async def forget(self, user: User) -> None:
+        """Takes a user's address from invites, which end, and what they wrote from their keys."""
+        named = invites.c.email == user.email
+        # Without an address it would be one for anybody.
+        await self.revoke_invites(named)
+        await self.connection.execute(sa.update(invites).where(named).values(email=None))
+        keys = sa.update(api_keys).where(api_keys.c.user_id == user.user_id)
+        await self.connection.execute(keys.values(description="", metadata={}))
+
+    async def revoke_invites(self, which: sa.ColumnElement[bool]) -> None:
+        """Ends those of the invites that nobody used."""
+        unused = sa.and_(which, invites.c.use_time.is_(None), invites.c.revoke_time.is_(None))
         end = sa.update(invites).where(unused).values(revoke_time=micros(self.now)).returning(*invites.c)
         for row in (await self.connection.execute(end)).all():
             after = to_invite(row)
@@ -76,7 +95,7 @@ class DeletionStore:
         self._tell = tell
 
     async def delete_user(self, user_id: str, now: float) -> int:
-        """Deletes a user, and ends their sessions, memberships and keys; the number of the last invalidation.
+        """Deletes a user, and ends their sessions, memberships, keys and invites; the number of the last invalidation.
 
         Raises:
             NaruError: NOT_FOUND; FAILED_PRECONDITION for the last administrator who is not blocked.
@@ -89,7 +108,8 @@ class DeletionStore:
             ending, user = _Ending(connection, now, self._tell), to_user(found)
             key_ids = await ending.revoke_keys(api_keys.c.user_id == user_id)
             await ending.end_memberships(user_id)
-            ended = await end_sessions(connection, sessions.c.user_id == user_id, now)
+            ended = await ending.end_sessions(user_id)
+            await ending.forget(user)
             await ending.bury(
                 users,
                 which,
@@ -129,7 +149,7 @@ class DeletionStore:
                 )
             ending = _Ending(connection, now, self._tell)
             key_ids = await ending.revoke_keys(api_keys.c.workspace_id == workspace_id)
-            await ending.revoke_invites(workspace_id)
+            await ending.revoke_invites(invites.c.workspace_id == workspace_id)
             await ending.bury(workspaces, which, name=workspace_id)
             await audit.record(connection, self._tell.workspace_deleted(workspace))
             return await _number(connection, key_ids, "", now) if key_ids else None

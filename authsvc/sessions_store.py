@@ -91,7 +91,7 @@ class SessionStore:
         )
 
     async def spend_refresh(self, session_id: str, generation: int, successor: SecretDigest, now: float) -> bool:
-        """Changes a token for its successor; False when it was spent before."""
+        """Changes a token for its successor; False when it was spent before, or is gone."""
         change = (
             sa.update(refresh_tokens)
             .where(
@@ -101,7 +101,11 @@ class SessionStore:
             )
             .values(spend_time=micros(now))
         )
+        kept = sa.select(sessions.c.session_id).where(sessions.c.session_id == session_id)
         async with self._database.writing() as connection:
+            # Before the token, as whoever deletes its user has them.
+            if (await connection.execute(kept.with_for_update(read=True, key_share=True))).one_or_none() is None:
+                return False
             # Of two at once, the second waits here for the first to commit and then changes no row.
             if (await connection.execute(change)).rowcount != 1:
                 return False

@@ -93,6 +93,50 @@ async def test_a_deleted_user_is_gone_at_once(naru: Installation) -> None:
     assert (await done(naru, "GET", "/api/keys", token=(await naru.login(EMAIL))["access_token"]))["api_keys"] == []
 
 
+async def test_nothing_personal_stays_of_a_deleted_user(naru: Installation) -> None:
+    """Outside the audit their address, where they were, and what they wrote is found nowhere; an invite for them ends."""
+    home = "198.51.100.77"
+    used = (await done(naru, "POST", "/api/invites", {"email": EMAIL}))["code"]
+    wish = {"email": EMAIL, "password": PASSWORD, "name": "Ann Smith", "invite_code": used}
+    given = await naru.ask("POST", "/api/auth/register", wish, headers={"X-Forwarded-For": home})
+    ann = (await done(naru, "GET", "/api/auth/me", token=given.body["access_token"]))["user"]["user_id"]
+    notes = {"description": "Ann's laptop", "metadata": {"home": "Ann's flat"}}
+    for key in ("ends with her", "ended before"):
+        made = await done(naru, "POST", "/api/keys", notes, given.body["access_token"])
+        if key == "ended before":
+            await done(naru, "DELETE", f"/api/keys/{made['api_key']['key_id']}")
+    refreshed = await done(naru, "POST", "/api/auth/refresh", {"refresh_token": given.body["refresh_token"]}, "none")
+    again = (await done(naru, "POST", "/api/invites", {"email": EMAIL}))["code"]
+    await done(naru, "DELETE", f"/api/users/{ann}")
+    rows = await told(naru, "user.delete", "api_key.revoke", "member.remove", "invite.revoke")
+    assert {row.before["sessions"] for row in rows if row.action == "user.delete"} == {1}
+    left = await naru.contents(without=("audit_entries",))
+    assert (left["sessions"], left["refresh_tokens"]) == ([], [])
+    assert ann in str(left)
+    for text in (EMAIL, "Ann", home):
+        assert text not in str(left), text
+    for code in (used, again):
+        other = {"email": "eve@example.com", "password": PASSWORD, "invite_code": code}
+        assert (await naru.ask("POST", "/api/auth/register", other)).status == 403
+    late = await naru.ask("POST", "/api/auth/refresh", {"refresh_token": refreshed["refresh_token"]})
+    assert (late.status, late.code) == (401, "invalid_credentials")
+
+
+async def test_a_user_is_deleted_while_they_refresh(naru: Installation) -> None:
+    """Neither waits for the other for ever: each deletion succeeds, and a refresh gets its tokens or the one 401."""
+    for turn in range(8):
+        user = await naru.new_user(f"u{turn}@example.com")
+        tokens = [(await naru.login(user["email"]))["refresh_token"] for _ in range(2)]
+        deleted, *refreshed = await asyncio.gather(
+            naru.ask("DELETE", f"/api/users/{user['user_id']}", token=naru.key),
+            *(naru.ask("POST", "/api/auth/refresh", {"refresh_token": token}) for token in tokens),
+        )
+        assert deleted.status == 200
+        assert {answer.status for answer in refreshed} <= {200, 401}
+        for token in tokens:
+            assert (await naru.ask("POST", "/api/auth/refresh", {"refresh_token": token})).status == 401
+
+
 async def test_somebody_is_left_to_manage(naru: Installation) -> None:
     """Nobody deletes themselves, and of two administrators who end each other one stays; a blocked one does not count."""
     admin = await naru.admin()
