@@ -6,7 +6,6 @@ from typing import Annotated, TypeVar
 from uuid import uuid4
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from naru.api.accounting.v1 import budget_service_pb2, budget_service_pb2_grpc, limit_pb2
@@ -91,9 +90,9 @@ def list_budgets(
         table.add_row(
             budget.budget_id,
             scope_text(budget.scope),
-            escape(budget.scope_id),
-            escape(rule_text(budget.rule)),
-            escape(budget.description),
+            budget.scope_id,
+            rule_text(budget.rule),
+            budget.description,
         )
     tables.show(table)
 

@@ -8,7 +8,6 @@ from typing import Annotated
 from uuid import uuid4
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from naru.api.accounting.v1 import ledger_service_pb2, ledger_service_pb2_grpc
@@ -92,8 +91,8 @@ def entries(  # noqa: PLR0917 -- typer makes an option of each
             entry.booked_time.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M:%S"),
             ledger_service_pb2.LedgerEntryKind.Name(entry.kind).removeprefix("LEDGER_ENTRY_KIND_").lower(),
             format_money(entry.amount),
-            escape(entry.description),
-            escape(entry.caller),
+            entry.description,
+            entry.caller,
             entry.entry_id,
         )
     tables.show(table)
@@ -174,11 +173,11 @@ def verify() -> None:
     for finding in response.findings:
         table.add_row(
             ledger_service_pb2.LedgerCheck.Name(finding.check).removeprefix("LEDGER_CHECK_").lower(),
-            escape(finding.workspace_id),
+            finding.workspace_id,
             f"{finding.count:,}",
             format_money(finding.amount),
             f"{finding.tokens:,}",
-            escape(finding.example),
+            finding.example,
         )
     tables.show(table)
     typer.echo(_engines(response))
@@ -200,7 +199,7 @@ def _show_balance(found: ledger_service_pb2.Balance) -> None:
     table = Table("workspace")
     for column in ("balance", "credited", "used", "overdraft"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_row(escape(found.workspace_id), *map(format_money, (found.balance, found.credited, found.used)), bound)
+    table.add_row(found.workspace_id, *map(format_money, (found.balance, found.credited, found.used)), bound)
     tables.show(table)
 
 

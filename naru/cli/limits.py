@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from naru.api.accounting.v1 import quota_service_pb2, quota_service_pb2_grpc
@@ -42,7 +41,7 @@ def limits(  # noqa: PLR0917 -- typer makes an option of each
         return await client.call(stub.GetLimits, request, timeout=_TIMEOUT_SECONDS)
 
     response = session.run("accounting", call, operator=others)
-    table = Table("for", "kind", "window", "model", title=f"Limits of tier {escape(response.tier)}")
+    table = Table("for", "kind", "window", "model", title=f"Limits of tier {response.tier}")
     for column in ("limit", "left", "all of it in"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
@@ -51,7 +50,7 @@ def limits(  # noqa: PLR0917 -- typer makes an option of each
             scope_text(state.scope),
             kind_text(state.kind),
             window_text(state.window),
-            escape(state.model) or "(all)",
+            state.model or "(all)",
             amount_text(state.kind, state.limit),
             amount_text(state.kind, state.remaining),
             str(timedelta(seconds=math.ceil(state.reset_delay.ToTimedelta().total_seconds())))

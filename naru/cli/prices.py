@@ -8,7 +8,6 @@ from uuid import uuid4
 
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.markup import escape
 from rich.table import Column, Table
 
 from naru.api.accounting.v1 import price_pb2, pricing_service_pb2, pricing_service_pb2_grpc
@@ -82,8 +81,8 @@ def list_prices(
         units = price.unit_prices
         table.add_row(
             price.price_id,
-            escape(price.model),
-            escape(price.workspace_id) or "(all)",
+            price.model,
+            price.workspace_id or "(all)",
             _moment(price.effective_time),
             *map(format_money, (units.input_million, units.cached_input_million, units.output_million, units.request)),
         )

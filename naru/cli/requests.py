@@ -6,7 +6,6 @@ import re
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from naru.api.accounting.v1 import usage_event_pb2, usage_service_pb2, usage_service_pb2_grpc
@@ -76,9 +75,9 @@ def _cells(one: usage_event_pb2.LoggedRequest) -> list[str]:
     used = one.HasField("usage")
     return [
         f"{one.start_time.ToDatetime():%Y-%m-%d %H:%M:%S}",
-        escape(one.key_id),
-        escape(one.endpoint),
-        escape(one.served_model or one.requested_model),
+        one.key_id,
+        one.endpoint,
+        one.served_model or one.requested_model,
         str(one.status),
         f"{one.duration_us / 1_000:,.0f}",
         f"{one.first_byte_us / 1_000:,.0f}" if one.first_byte_us else "",
@@ -86,9 +85,9 @@ def _cells(one: usage_event_pb2.LoggedRequest) -> list[str]:
         f"{one.usage.completion_tokens:,}" if used else "",
         format_money(one.cost) if used else "",
         _short(error_reason_pb2.ErrorReason, one.reason)
-        or escape(one.finish_reason)
+        or one.finish_reason
         or _short(usage_event_pb2.Outcome, one.outcome),
-        escape(one.request_id),
+        one.request_id,
     ]
 
 

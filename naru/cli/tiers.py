@@ -34,7 +34,7 @@ def list_tiers() -> None:
     for tier in session.run("accounting", call):
         table.add_row(
             tier.name,
-            escape("\n".join(map(limit_text, tier.limits))) or "(none)",
+            "\n".join(map(limit_text, tier.limits)) or "(none)",
             f"{tier.default_output_tokens:,}",
             _changed(tier),
         )

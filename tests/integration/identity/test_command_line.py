@@ -99,8 +99,8 @@ async def test_deleting_and_revoking_with_the_commands(terminal: Terminal) -> No
     naru = terminal.naru
     await naru.new_user()
     await terminal.run("login", EMAIL, typed=f"{PASSWORD}\n")
-    key = (await terminal.run("keys", "create", "--description", "laptop")).strip()
-    assert "laptop" in await terminal.run("keys", "list")
+    key = (await terminal.run("keys", "create", "--description", "laptop [/x]")).strip()
+    assert "laptop [/x]" in await terminal.run("keys", "list")
     admin = {"OPENAI_API_KEY": naru.key}
     invite_id = (await terminal.run("users", "invite", **admin))[4:40]
     assert invite_id in await terminal.run("users", "invites", **admin)

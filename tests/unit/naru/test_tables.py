@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console
 from rich.table import Table
 
 from naru.cli.tables import show
@@ -16,5 +15,16 @@ def test_nothing_is_cut_where_a_terminal_is_narrow() -> None:
     table = Table(*cells)
     table.add_row(*cells)
     output = io.StringIO()
-    show(table, Console(file=output, width=80))
+    show(table, file=output, width=80)
     assert all(output.getvalue().count(cell) == 2 for cell in cells)
+
+
+def test_texts_are_shown_as_they_are() -> None:
+    """What rich would take for markup, an emoji or a link is text, wherever in a table it stands."""
+    texts = ["[/x]", "[red]pro[/red]", "[link=https://example.com]here", "\\[bold]", ":smile:", "[a-z]*"]
+    table = Table(*texts, title="Limits of tier [/title]", caption="[/caption]")
+    table.add_row(*texts)
+    output = io.StringIO()
+    show(table, file=output, width=80)
+    assert [output.getvalue().count(text) for text in texts] == [2] * len(texts)
+    assert all(text in output.getvalue() for text in ("[/title]", "[/caption]"))
