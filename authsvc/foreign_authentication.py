@@ -19,7 +19,7 @@ from authsvc.foreign_tokens import (
     read_user,
 )
 from authsvc.people_audit import PeopleAudit, user_actor
-from authsvc.provider_keys import ProviderKeys
+from authsvc.provider_keys import PERIOD_SECONDS, ProviderKeys
 from authsvc.tokens import InvalidTokenError
 from authsvc.user_records import Membership, User
 from naru.clock import Clock
@@ -110,7 +110,7 @@ class ForeignAuthenticator:
         return face if session else None
 
     async def resolve(self, token: str, face: Face, workspace_id: str = "") -> Authentication:
-        """Who a token belongs to, and until when that holds.
+        """Who a token belongs to, and until when that holds: for a provider's no longer than its keys are kept.
 
         Args:
             token: A token that was recognised.
@@ -135,7 +135,7 @@ class ForeignAuthenticator:
             tier=account.stored.tier or home.tier or account.place.tier,
             user_id=person.user_id,
         )
-        return Authentication(principal, account.stored.position, person.expire_time)
+        return Authentication(principal, account.stored.position, self._known_until(person))
 
     async def attribute(self, token: str, workspace_id: str) -> str:
         """The user for whom a front end makes a request in a workspace.
@@ -165,6 +165,13 @@ class ForeignAuthenticator:
         if key is None:
             raise InvalidTokenError("the algorithm is not allowed, or the key is unknown")
         return read_identity(token, key, face.algorithm, self._provider.policy, now), self._provider.home
+
+    def _known_until(self, person: Person) -> float | None:
+        """Until when an answer about a person may be kept."""
+        if person.issuer == OPEN_WEBUI or person.expire_time is None:
+            return person.expire_time
+        # Nobody is told that a provider withdrew the key, so whoever keeps the answer has to ask anew.
+        return min(person.expire_time, self._clock.time() + PERIOD_SECONDS)
 
     async def _account(self, person: Person, home: Home, wanted: tuple[str, ...], workspace_id: str) -> _Account:
         """The account of a person in a workspace, made where there is none."""

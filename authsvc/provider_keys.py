@@ -13,7 +13,8 @@ from naru.errors import unavailable
 from naru.logs import get_logger
 
 PERIOD_SECONDS = 900.0
-"""How long after a fetch the next one begins: how long a key that the provider withdrew is good here."""
+"""How long after a fetch the next one begins: how long a key that the provider withdrew is good here, and then as long again
+for a token that an edge knows."""
 RETRY_SECONDS = 10.0
 """The least time between two fetches, whatever tokens come."""
 WAIT_SECONDS = 1.5

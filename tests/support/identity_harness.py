@@ -103,10 +103,13 @@ class Installation:
 
 
 @asynccontextmanager
-async def installation(folder: Path, *, real: bool = False, **settings: Any) -> AsyncIterator[Installation]:
+async def installation(
+    folder: Path, *, real: bool = False, behind: float = 0.0, **settings: Any
+) -> AsyncIterator[Installation]:
     """Runs it, bootstrapped; `settings` are fields of AuthsvcConfig.
 
-    With `real`, accounting and inference (with the simulated engine) are real too.
+    With `real`, accounting and inference (with the simulated engine) are real too. Authsvc's clock is `behind` the edge's by
+    so many seconds.
     """
     secrets = folder / "secrets"
     secrets.mkdir()
@@ -122,7 +125,7 @@ async def installation(folder: Path, *, real: bool = False, **settings: Any) -> 
         shutdown_grace=2.0,
     )
     config = replace(config, **settings)
-    clock = FakeClock(float(int(time.time())))
+    clock = FakeClock(float(int(time.time())) - behind)
     async with AsyncExitStack() as stack:
         await migrate(config)
         authsvc = await stack.enter_async_context(authsvc_running(config, Lifecycle(), clock=clock))

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives import serialization
 
-from authsvc.provider_keys import RETRY_SECONDS
+from authsvc.provider_keys import PERIOD_SECONDS, RETRY_SECONDS
 from tests.support.foreign_harness import Whole, whole
 from tests.support.foreign_tokens import FakeProvider, fake_provider, hs256, new_rsa
 from tests.support.identity_harness import Answer, Installation, installation
@@ -217,6 +217,26 @@ async def test_keys_rotate(tmp_path: Path) -> None:
         withdrawn = own.token("rsa-1", naru.clock.time())
         del own.keys["rsa-1"]
         assert is_refused(await naru.ask("GET", "/v1/models", token=withdrawn))
+
+
+async def test_a_withdrawn_key_ends_what_an_edge_knows(tmp_path: Path) -> None:
+    """A token that an edge knows is good for 15 minutes without anybody asking, and after that only while its key is."""
+    # The edge's clock runs by itself: seen from authsvc it is 15 minutes later in a few seconds.
+    behind = PERIOD_SECONDS - 4
+    async with fake_provider() as own, installation(tmp_path, behind=behind, **settings_of(own)) as naru:
+        now = int(naru.clock.time())
+        withdrawn, kept = (own.token(kid, now, exp=now + 86_400) for kid in ("rsa-1", "ec-1"))
+        for token in (withdrawn, kept):
+            assert (await naru.ask("GET", "/v1/models", token=token)).status == 200
+        del own.keys["rsa-1"]
+        own.keys["rsa-2"] = new_rsa()
+        naru.clock.advance(RETRY_SECONDS)
+        assert (await naru.ask("GET", "/v1/models", token=own.token("rsa-2", naru.clock.time()))).status == 200
+        async with asyncio.timeout(20):
+            while (answer := await naru.ask("GET", "/v1/models", token=withdrawn)).status == 200:
+                await asyncio.sleep(0.02)
+        assert is_refused(answer)
+        assert (await naru.ask("GET", "/v1/models", token=kept)).status == 200
 
 
 async def test_a_storm_of_unknown_keys_makes_one_fetch(tmp_path: Path) -> None:

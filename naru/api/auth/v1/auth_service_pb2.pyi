@@ -77,7 +77,7 @@ class AuthenticateResponse(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the credential ends. Absent: never."""
+        """When the credential ends, or is to be asked about again. Absent: never."""
 
     def __init__(
         self,
