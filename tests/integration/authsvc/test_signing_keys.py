@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 
 from authsvc.keys import Pepper, Peppers
 from authsvc.sessions_store import SessionStore
 from authsvc.signing import KeyRing
 from authsvc.user_records import StoredSigningKey
 from naru.database import Database
-from naru.ids import uuid7
 from naru.testing.clock import FakeClock
-
-_ROTATION = 30 * 86_400.0
+from tests.support.signing import ROTATION_SECONDS, key_ring
 
 
 async def test_of_replicas_that_begin_at_once_one_makes_the_key(database: Database) -> None:
@@ -26,7 +23,7 @@ async def test_of_replicas_that_begin_at_once_one_makes_the_key(database: Databa
         assert len(one.published) == keys
         assert [key.kid for key in one.published] == [key.kid for key in other.published]
         assert one.signing().kid == other.signing().kid
-        clock.advance(_ROTATION)
+        clock.advance(ROTATION_SECONDS)
 
 
 async def test_a_key_that_nobody_can_open_is_replaced(database: Database) -> None:
@@ -54,12 +51,4 @@ class ReadTogether(SessionStore):
 
 
 def ring_on(store: SessionStore, clock: FakeClock, pepper: int = 1) -> KeyRing:
-    return KeyRing(
-        store=store,
-        peppers=Peppers([Pepper(pepper, bytes([pepper]) * 32)]),
-        clock=clock,
-        random_bytes=os.urandom,
-        new_id=uuid7,
-        rotation=_ROTATION,
-        lifetime=900.0,
-    )
+    return key_ring(store, Peppers([Pepper(pepper, bytes([pepper]) * 32)]), clock)

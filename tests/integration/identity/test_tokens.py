@@ -21,6 +21,7 @@ from authsvc.tokens import SigningKey
 from naru.ids import uuid7
 from naru.testing.clock import FakeClock
 from tests.support.identity_harness import EMAIL, Installation, installation
+from tests.support.signing import key_ring
 
 
 @pytest.fixture
@@ -35,15 +36,7 @@ async def own_key(naru: Installation) -> SigningKey:
 
 
 async def ring_of(naru: Installation, clock: FakeClock) -> KeyRing:
-    ring = KeyRing(
-        store=SessionStore(naru.database),
-        peppers=Peppers([Pepper(1, b"p" * 32)]),
-        clock=clock,
-        random_bytes=bytes,
-        new_id=uuid7,
-        rotation=30 * 86_400.0,
-        lifetime=900.0,
-    )
+    ring = key_ring(SessionStore(naru.database), Peppers([Pepper(1, b"p" * 32)]), clock)
     await ring.turn()
     return ring
 

@@ -18,7 +18,6 @@ from authsvc.key_usage import KeyUsage
 from authsvc.keys import Pepper, Peppers, new_key, new_secret
 from authsvc.records import ApiKey, Workspace
 from authsvc.sessions_store import SessionStore
-from authsvc.signing import KeyRing
 from authsvc.store import KeyStore, StoredKey
 from authsvc.token_authentication import CredentialAuthenticator, TokenAuthenticator
 from authsvc.tokens import TokenPolicy
@@ -30,6 +29,7 @@ from naru.lifecycle import Lifecycle
 from naru.refusals import WRONG_KEYS_BURST
 from naru.testing.clock import FakeClock
 from tests.support.auth_store import bootstrap, entry, people_audit
+from tests.support.signing import key_ring
 
 OLD, NEW = Pepper(1, b"o" * 32), Pepper(2, b"n" * 32)
 
@@ -76,15 +76,7 @@ class World:
     def of_all_kinds(self, database: Database) -> CredentialAuthenticator:
         """One that takes tokens too, none of which is good."""
         sessions, peppers = SessionStore(database), Peppers([OLD])
-        ring = KeyRing(
-            store=sessions,
-            peppers=peppers,
-            clock=self.clock,
-            random_bytes=os.urandom,
-            new_id=uuid7,
-            rotation=60,
-            lifetime=60,
-        )
+        ring = key_ring(sessions, peppers, self.clock)
         policy = TokenPolicy("naru", "naru", 60)
         foreign = ForeignAuthenticator(
             store=ForeignStore(database),

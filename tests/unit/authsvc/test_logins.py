@@ -11,7 +11,6 @@ from authsvc.keys import Pepper, Peppers
 from authsvc.passwords import Passwords
 from authsvc.sessions import RegistrationMode, SessionManager, SessionPolicy
 from authsvc.sessions_store import SessionStore
-from authsvc.signing import KeyRing
 from authsvc.store import KeyStore
 from authsvc.throttle import LoginThrottle
 from authsvc.tokens import TokenPolicy
@@ -22,6 +21,7 @@ from naru.errors import NaruError, Reason, unavailable
 from naru.ids import uuid7
 from naru.testing.clock import FakeClock
 from tests.support.auth_store import people_audit
+from tests.support.signing import key_ring
 
 EMAIL, ADDRESS = "ann@example.com", "192.0.2.1"
 
@@ -59,15 +59,7 @@ async def test_what_nobody_looked_at_is_no_failure(database: Database) -> None:
         keys=keys,
         audit=people_audit(clock),
         feed=InvalidationFeed(keys, clock),
-        ring=KeyRing(
-            store=sessions,
-            peppers=peppers,
-            clock=clock,
-            random_bytes=os.urandom,
-            new_id=uuid7,
-            rotation=lifetime,
-            lifetime=lifetime,
-        ),
+        ring=key_ring(sessions, peppers, clock),
         passwords=passwords,
         throttle=throttle,
         peppers=peppers,
