@@ -49,6 +49,7 @@ from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal
 from naru.lifecycle import Background
 from naru.logs import get_logger
+from naru.message_stream import Listener, MessageStream
 from naru.tracing import current_traceparent
 
 _RESERVE_PATIENCE = 2.0
@@ -60,6 +61,8 @@ _HEALTH_TIMEOUT = 1.0
 _QUESTION_TIMEOUT = 30.0
 _TOKENIZE_TIMEOUT = 30.0
 _EXPORT_TIMEOUT = 3_600.0
+_GENERATE_SESSION = "/naru.api.inference.v1.InferenceService/GenerateSession"
+_RESERVE_SESSION = "/naru.api.accounting.v1.QuotaService/ReserveSession"
 _ReserveSession = Conversation[quota_service_pb2.ReserveSessionRequest, quota_service_pb2.ReserveSessionResponse]
 _log = get_logger(__name__)
 
@@ -85,11 +88,9 @@ class InferenceClient:
             if not token:
                 return models
 
-    def session(
-        self, messages: AsyncIterator[inference_service_pb2.GenerateSessionRequest]
-    ) -> AbstractAsyncContextManager[AsyncIterator[inference_service_pb2.GenerateSessionResponse]]:
-        """Opens a session that writes `messages`; iterating raises NaruError when it breaks."""
-        return self._client.stream(self._inference.GenerateSession, messages, timeout=None)
+    async def session(self, listener: Listener) -> MessageStream:
+        """Opens a session, of `GenerateSessionRequest`s and `GenerateSessionResponse`s. Raises NaruError."""
+        return await self._client.open_stream(_GENERATE_SESSION, listener)
 
     def generate(
         self, generation: generation_pb2.Generation, *, timeout: float
@@ -188,7 +189,8 @@ class QuotaClient:
 
     def _reserving(self) -> Callable[[Sequence[Reservation]], Awaitable[Sequence[ReserveResult]]]:
         # Each coalescer asks by a session of its own, which keeps its messages in order; there is none between the two.
-        return partial(self._reserve, Conversation(self._client, self._stub.ReserveSession))
+        response = quota_service_pb2.ReserveSessionResponse
+        return partial(self._reserve, Conversation(self._client, _RESERVE_SESSION, response))
 
     async def _reserve(self, session: _ReserveSession, reservations: Sequence[Reservation]) -> Sequence[ReserveResult]:
         finished, self._finished = self._finished[:_MOST_FINISHED], self._finished[_MOST_FINISHED:]

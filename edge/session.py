@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 
 from edge.clients import InferenceClient
@@ -18,6 +19,7 @@ from naru.clock import Clock
 from naru.errors import NaruError, Reason
 from naru.lifecycle import Background
 from naru.logs import get_logger
+from naru.message_stream import MessageStream
 
 LARGE_INPUT_BYTES = 256 << 10
 """Inputs from here on travel by a call of their own, so that they never delay a Cancel."""
@@ -67,7 +69,7 @@ class ReplicaSession:
         self._tick_interval = tick_interval
         self._ids = count(1)
         self._rounds = rounds
-        self._outbox: _Outbox | None = None
+        self._connection: _Connection | None = None
         self._streams: dict[int, ReplicaStream] = {}
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._unread: set[ReplicaStream] = set()
@@ -77,7 +79,7 @@ class ReplicaSession:
     @property
     def connected(self) -> bool:
         """Whether requests can be submitted right now."""
-        return self._outbox is not None
+        return self._connection is not None
 
     @property
     def outstanding(self) -> int:
@@ -86,7 +88,7 @@ class ReplicaSession:
 
     def submit(self, request: GenerationRequest) -> ReplicaStream:
         """Begins a request. Raises NaruError SERVICE_UNAVAILABLE when the replica is not connected."""
-        if self._outbox is None:
+        if self._connection is None:
             raise NaruError(
                 Reason.SERVICE_UNAVAILABLE,
                 "The model is not available right now.",
@@ -110,7 +112,7 @@ class ReplicaSession:
             task.add_done_callback(lambda _: self._calls.pop(stream.stream_id, None))
         else:
             self._streams[stream.stream_id] = stream
-            self._outbox.submit(stream)
+            self._connection.submit(stream)
         return stream
 
     async def tokenize(self, model: str, body: bytes) -> Tokens:
@@ -147,20 +149,28 @@ class ReplicaSession:
                 stream.tick(now)
 
     async def _serve(self) -> None:
-        outbox = _Outbox()
-        async with self._client.session(outbox.messages()) as messages:
-            self._outbox = outbox
-            self.draining = self.away = False
-            self._models_revision = 0
-            _log.info("connected to replica", replica=self.address, models=list(self.models))
-            polling = asyncio.create_task(self._poll_models())
-            try:
-                async for message in messages:
-                    self._deliver(message)
-            finally:
-                polling.cancel()
-                # Not `await polling`: whoever swallows its cancellation may swallow our own.
-                await asyncio.wait([polling])
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection = _Connection(self._deliver, partial(self._ended, over))
+        self.draining = self.away = False
+        self._models_revision = 0
+        connection.stream = await self._client.session(connection)
+        if not over.done():
+            self._connection = connection
+        _log.info("connected to replica", replica=self.address, models=list(self.models))
+        polling = asyncio.create_task(self._poll_models())
+        try:
+            await over
+        finally:
+            connection.stream.close()
+            polling.cancel()
+            # Not `await polling`: whoever swallows its cancellation may swallow our own.
+            await asyncio.wait([polling])
+
+    def _ended(self, over: asyncio.Future[None], error: NaruError) -> None:
+        # At once: what is submitted from now on must not be taken for something that may have got there.
+        self._disconnected()
+        if not over.done():
+            over.set_exception(error)
 
     async def _poll_models(self) -> None:
         while True:
@@ -193,9 +203,9 @@ class ReplicaSession:
                 self._models_changed.set()
 
     def _disconnected(self) -> None:
-        if self._outbox is None:
+        if self._connection is None:
             return
-        self._outbox = None
+        self._connection = None
         self.load = 0
         lost, self._streams = self._streams, {}
         _log.warning("lost the session with the replica", replica=self.address, requests=len(lost))
@@ -208,12 +218,12 @@ class ReplicaSession:
         call = self._calls.get(stream.stream_id)
         if call is not None:
             call.cancel()
-        elif stream.stream_id in self._streams and self._outbox is not None:
+        elif stream.stream_id in self._streams and self._connection is not None:
             if stream.written:
-                self._outbox.cancel(stream.stream_id)
+                self._connection.cancel(stream.stream_id)
             else:
                 del self._streams[stream.stream_id]
-                self._outbox.withdraw(stream)
+                self._connection.withdraw(stream)
 
     async def _call(self, stream: ReplicaStream) -> None:
         """Runs a request by `Generate`; leaving the call cancels it."""
@@ -231,34 +241,50 @@ class ReplicaSession:
         stream.lose(self._clock.time())
 
 
-class _Outbox:
-    """What waits to be written to one session, all of it in one message: a message of its own costs more than a request in it."""
+class _Connection:
+    """Implements `naru.message_stream.Listener`.
 
-    def __init__(self) -> None:
+    What waits to be written goes in one message, as one of its own costs more than a request in it.
+    """
+
+    stream: MessageStream
+
+    def __init__(
+        self, deliver: Callable[[pb.GenerateSessionResponse], None], ended: Callable[[NaruError], None]
+    ) -> None:
+        self._deliver = deliver
         self._cancels: list[int] = []
         self._submits: deque[ReplicaStream] = deque()
-        self._filled = asyncio.Event()
+        self._flushing = False
+        self.ended = ended
+
+    def message(self, message: bytes) -> None:
+        self._deliver(pb.GenerateSessionResponse.FromString(message))
+
+    def ready(self) -> None:
+        self._flush()
 
     def submit(self, stream: ReplicaStream) -> None:
         self._submits.append(stream)
-        self._filled.set()
+        self._flush_soon()
 
     def cancel(self, stream_id: int) -> None:
         self._cancels.append(stream_id)
-        self._filled.set()
+        self._flush_soon()
 
     def withdraw(self, stream: ReplicaStream) -> None:
         with suppress(ValueError):
             self._submits.remove(stream)
 
-    async def messages(self) -> AsyncIterator[pb.GenerateSessionRequest]:
-        """What gRPC writes; it asks for the next message when the one before is on its way."""
-        while True:
-            if self._cancels or self._submits:
-                yield self._message()
-            else:
-                self._filled.clear()
-                await self._filled.wait()
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        while (self._cancels or self._submits) and self.stream.is_ready:
+            self.stream.write(self._message().SerializeToString())
 
     def _message(self) -> pb.GenerateSessionRequest:
         cancels, self._cancels = self._cancels, []

@@ -18,6 +18,7 @@ from naru.interceptors import (
     REQUEST_ID_METADATA,
     SERVICE_TOKEN_METADATA,
 )
+from naru.message_stream import Listener, MessageStream, open_stream
 from naru.server import TRANSPORT_OPTIONS
 from naru.status import error_from_rpc
 from naru.tracing import Tracing
@@ -61,7 +62,9 @@ class ServiceClient:
             ],
             interceptors=(tracing or Tracing()).client_interceptors(),
         )
-        self._metadata: Metadata = ()
+        self._address = target.uri
+        self._streams: list[MessageStream] = []
+        self._metadata: tuple[tuple[str, str], ...] = ()
         if service_token is not None:
             self._metadata = ((SERVICE_TOKEN_METADATA, service_token),)
         elif credential is not None:
@@ -103,11 +106,11 @@ class ServiceClient:
         finally:
             call.cancel()
 
-    def converse(
-        self, method: grpc.aio.StreamStreamMultiCallable[Request, Response]
-    ) -> grpc.aio.StreamStreamCall[Request, Response]:
-        """Opens a stream in both directions that lives until the caller cancels it; see `naru.conversation`."""
-        return method(metadata=self._metadata)
+    async def open_stream(self, path: str, listener: Listener) -> MessageStream:
+        """Opens a stream in both directions, over a connection of its own, that lives until it is closed. Raises NaruError."""
+        stream = await open_stream(self._address, path, listener, name=self.name, metadata=self._metadata)
+        self._streams = [other for other in self._streams if not other.is_over] + [stream]
+        return stream
 
     async def _messages(self, call: Any) -> AsyncIterator[Any]:
         try:
@@ -118,7 +121,7 @@ class ServiceClient:
 
     def _outgoing(self, on_behalf_of: Principal | None) -> Metadata:
         request = context.current_or_none()
-        metadata = self._metadata
+        metadata: Metadata = self._metadata
         if request is not None:
             metadata = (*metadata, (REQUEST_ID_METADATA, request.request_id))
         if on_behalf_of is not None:
@@ -128,5 +131,7 @@ class ServiceClient:
         return metadata
 
     async def close(self) -> None:
-        """Closes the channel; calls in flight fail."""
+        """Closes the channel and its streams; calls in flight fail."""
+        for stream in self._streams:
+            stream.close()
         await self.channel.close()

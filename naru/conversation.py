@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Generic, TypeVar
+from collections import deque
+from typing import Generic, TypeVar
 
-import grpc
+from google.protobuf.message import Message
 
 from naru.client import ServiceClient
-from naru.errors import NaruError, Reason, unavailable
-from naru.status import error_from_rpc
+from naru.errors import NaruError, Reason
+from naru.message_stream import MessageStream
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-
-# What grpc says of a call whose write failed, also in place of the status that the peer ended it with
-# (grpc/_cython/_cygrpc/aio/call.pyx.pxi: set_internal_error).
-_WRITE_FAILED = "Internal error from Core"
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
 
 
 class Conversation(Generic[Request, Response]):
@@ -27,16 +24,17 @@ class Conversation(Generic[Request, Response]):
 
     Args:
         client: Of the service.
-        method: Of the stub: a stream in both directions, whose responses come in the order of the requests.
+        path: Of a method that takes a stream and answers with one, whose responses come in the order of the requests.
+        response: What it answers with.
     """
 
-    def __init__(self, client: ServiceClient, method: grpc.aio.StreamStreamMultiCallable[Request, Response]) -> None:
+    def __init__(self, client: ServiceClient, path: str, response: type[Response]) -> None:
         self._client = client
-        self._method = method
-        self._call: grpc.aio.StreamStreamCall[Request, Response] | None = None
-        # Both let in whoever came first, so that answers are read in the order of the questions.
+        self._path = path
+        self._response = response
+        self._talk: _Talk | None = None
+        # Lets in whoever came first: one opens the stream, and what is asked leaves in order.
         self._writing = asyncio.Lock()
-        self._reading = asyncio.Lock()
 
     async def ask(self, request: Request, *, timeout: float) -> Response:
         """The answer, within `timeout` seconds.
@@ -46,86 +44,74 @@ class Conversation(Generic[Request, Response]):
         try:
             async with asyncio.timeout(timeout):
                 async with self._writing:
-                    call = await self._write(request)
-                return await self._read(call)
+                    talk = await self._opened()
+                    answer = talk.ask(request.SerializeToString())
+                return self._response.FromString(await talk.answered(answer))
         except TimeoutError:
             raise NaruError(Reason.DEADLINE_EXCEEDED, f"{self._client.name} did not answer in time.") from None
-        except grpc.aio.AioRpcError as failure:
-            raise error_from_rpc(failure, self._client.name) from failure
 
     def close(self) -> None:
         """Ends the stream; the next question opens another one."""
-        if self._call is not None:
-            self._end(self._call)
+        if self._talk is not None:
+            self._talk.stream.close()
 
-    def _end(self, call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
-        _ = call.cancel()
-        if self._call is call:
-            self._call = None
+    async def _opened(self) -> _Talk:
+        """A stream that has sent all that was asked before: what has not left may be asked on the next one."""
+        while True:
+            talk = self._talk
+            if talk is None or talk.failure is not None:
+                talk = _Talk()
+                talk.stream = await self._client.open_stream(self._path, talk)
+                if talk.failure is not None:
+                    raise talk.failure
+                self._talk = talk
+            await talk.sent()
+            if talk.failure is None:
+                return talk
 
-    def _open(self) -> grpc.aio.StreamStreamCall[Request, Response]:
-        if self._call is None or self._call.done():
-            self._call = self._client.converse(self._method)
-        return self._call
 
-    async def _write(self, request: Request) -> grpc.aio.StreamStreamCall[Request, Response]:
-        call = self._open()
+class _Talk:
+    """One stream, and who waits for what. Implements `naru.message_stream.Listener`."""
+
+    stream: MessageStream
+
+    def __init__(self) -> None:
+        self.failure: NaruError | None = None
+        self._answers: deque[asyncio.Future[bytes]] = deque()
+        self._sent = asyncio.Event()
+        self._sent.set()
+
+    async def sent(self) -> None:
+        """Returns once all questions have left, or none will any more."""
+        _ = await self._sent.wait()
+
+    def ask(self, question: bytes) -> asyncio.Future[bytes]:
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
+        self.stream.write(question)
+        if not self.stream.is_ready:
+            self._sent.clear()
+        return answer
+
+    async def answered(self, answer: asyncio.Future[bytes]) -> bytes:
         try:
-            while not await _written(call, request):
-                # It ended meanwhile, and why may be lost. If that is still so, another one is told.
-                self._end(call)
-                call = self._open()
-        except BaseException:
-            self._end(call)
-            raise
-        return call
+            return await answer
+        finally:
+            if answer.cancelled():
+                # An answer that comes after all would be taken for that of the next question.
+                self.stream.close()
 
-    async def _read(self, call: grpc.aio.StreamStreamCall[Request, Response]) -> Response:
-        try:
-            async with self._reading:
-                answer: Any = await call.read()
-        except asyncio.CancelledError:
-            broken = _cancelled_by_another()
-            self._end(call)
-            if broken:
-                raise unavailable(self._client.name) from None
-            raise
-        except BaseException as failure:
-            # An answer that comes after all would be taken for that of the next question.
-            self._end(call)
-            if _lost_to_a_write(failure):
-                raise unavailable(self._client.name) from failure
-            raise
-        if answer is grpc.aio.EOF:
-            self._end(call)
-            raise unavailable(self._client.name)
-        response: Response = answer
-        return response
+    def message(self, message: bytes) -> None:
+        if self._answers and not (answer := self._answers.popleft()).done():
+            answer.set_result(message)
 
+    def ready(self) -> None:
+        self._sent.set()
 
-async def _written(call: grpc.aio.StreamStreamCall[Request, Response], request: Request) -> bool:
-    """Whether it was, and not to a call that ended."""
-    try:
-        await call.write(request)
-    except asyncio.InvalidStateError:
-        return False
-    except asyncio.CancelledError:
-        if _cancelled_by_another():
-            return False
-        raise
-    except grpc.aio.AioRpcError as failure:
-        if _lost_to_a_write(failure):
-            return False
-        raise
-    return True
-
-
-def _cancelled_by_another() -> bool:
-    """Whether whoever asked before cancelled the stream, and nobody this task: gRPC tells both alike."""
-    task = asyncio.current_task()
-    return task is not None and not task.cancelling()
-
-
-def _lost_to_a_write(failure: BaseException) -> bool:
-    """Whether a write failed because the stream had ended, which leaves nobody able to tell why it had."""
-    return isinstance(failure, grpc.aio.AioRpcError) and failure.details() == _WRITE_FAILED
+    def ended(self, error: NaruError) -> None:
+        self.failure = error
+        self._sent.set()
+        answers, self._answers = self._answers, deque()
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(error)

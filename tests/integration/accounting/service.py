@@ -22,6 +22,7 @@ from naru.ids import uuid7
 from naru.lifecycle import Running
 from tests.support.recording_accounting import KeyRing
 
+RESERVE_SESSION = "/naru.api.accounting.v1.QuotaService/ReserveSession"
 ReserveSession = Conversation[quota_service_pb2.ReserveSessionRequest, quota_service_pb2.ReserveSessionResponse]
 _TIMEOUT = 5.0
 NOW = 1_800_000_000.0
@@ -40,7 +41,7 @@ class Caller:
         return list((await self._client.call(self._quota.Reserve, request, timeout=_TIMEOUT)).results)
 
     def session(self) -> ReserveSession:
-        return Conversation(self._client, self._quota.ReserveSession)
+        return Conversation(self._client, RESERVE_SESSION, quota_service_pb2.ReserveSessionResponse)
 
     async def release(self, *items: quota_service_pb2.EventRef) -> list[bool]:
         request = quota_service_pb2.ReleaseRequest(items=items)

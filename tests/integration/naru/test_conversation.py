@@ -15,6 +15,7 @@ from naru.client import ServiceClient
 from naru.conversation import Conversation
 from naru.errors import NaruError, Reason
 
+RESERVE_SESSION = "/naru.api.accounting.v1.QuotaService/ReserveSession"
 Talk = Conversation[quota_service_pb2.ReserveSessionRequest, quota_service_pb2.ReserveSessionResponse]
 _PATIENCE = 5.0
 
@@ -49,7 +50,7 @@ async def _talking() -> AsyncIterator[tuple[_Echo, Talk]]:
     await server.start()
     client = ServiceClient(f"127.0.0.1:{port}", name="accounting")
     try:
-        yield echo, Conversation(client, quota_service_pb2_grpc.QuotaServiceStub(client.channel).ReserveSession)
+        yield echo, Conversation(client, RESERVE_SESSION, quota_service_pb2.ReserveSessionResponse)
     finally:
         await client.close()
         await server.stop(0)
