@@ -14,6 +14,7 @@ from accounting.limits import LimitRule
 from accounting.quota import BUCKETS, Limit, LimitKind, LimitWindow
 from accounting.usage.recovery_store import BookedAttempt, BookedMoment, BookedUsage, RecoveryStore
 from accounting.usage.store import UsageStore
+from naru.errors import NaruError
 from naru.logs import Logger
 
 # So wide that all of time since the Unix epoch is in one bucket.
@@ -94,17 +95,39 @@ class EpochKeeper:
         """
         if self._recovering:
             return
-        rules = {window: self._catalogue.current.rules(window) for window in _REMEMBERED if not self._is_ending(window)}
-        due = {window for window, found in rules.items() if found != self._rules.get(window, frozenset())}
+        rules = self._current_rules()
+        due = {
+            window
+            for window, found in rules.items()
+            if found != self._rules.get(window, frozenset()) and not self._is_ending(window)
+        }
         if self._reconciled % _ALL_TIME_EVERY == 0 and rules[LimitWindow.TOTAL]:
             due.add(LimitWindow.TOTAL)
-        async with self._recovery_store.moment() as moment:
-            booked = await self._credit(moment)
-            for window in sorted(due):
-                booked += await self._used(moment, window, self._now)
-        await _in_parts(self._limiter.load, booked)
-        self._rules |= rules
         self._reconciled += 1
+        failure: NaruError | None = None
+        for window in (None, *sorted(due)):
+            # Each by itself: one that takes the database too long keeps no other out.
+            try:
+                await self._load(window)
+            except NaruError as error:
+                failure = error
+                continue
+            if window is not None:
+                self._rules[window] = rules[window]
+        if failure is not None:
+            raise failure
+
+    async def _load(self, window: LimitWindow | None) -> None:
+        """Lets the limiter count no less than SQL knows of a window; None: of credit."""
+        async with self._recovery_store.moment() as moment:
+            if window is None:
+                booked = await self._credit(moment)
+            else:
+                booked = await self._used(moment, window, self._now)
+        await _in_parts(self._limiter.load, booked)
+
+    def _current_rules(self) -> dict[LimitWindow, frozenset[tuple[str, str, LimitRule]]]:
+        return {window: self._catalogue.current.rules(window) for window in _REMEMBERED}
 
     def _is_ending(self, window: LimitWindow) -> bool:
         """Whether a period ends so soon that what was used in it might be taken for use of the next one."""
@@ -120,11 +143,14 @@ class EpochKeeper:
         dies before is followed by another; that both load changes nothing.
         """
         over = epoch.now >= epoch.open_time
+        rules = self._current_rules()
         if over or self._loaded != epoch.epoch_id:
             await _in_parts(self._limiter.recover, await self._booked(epoch))
             self._loaded = epoch.epoch_id
         if over:
             await self._limiter.recovered()
+            # What they count is all there, and need not be looked at again before they change.
+            self._rules = rules
         return over
 
     async def _booked(self, epoch: Epoch) -> list[Booked]:
@@ -198,8 +224,18 @@ class EpochKeeper:
 
 
 async def _in_parts(put: Callable[[Sequence[Booked]], Awaitable[None]], booked: Sequence[Booked]) -> None:
-    for start in range(0, len(booked), _PART):
-        await put(booked[start : start + _PART])
+    """All buckets of a limit in one part: what it lacks is told by their sum."""
+    limits: dict[Limit, list[Booked]] = {}
+    for one in booked:
+        limits.setdefault(one.limit, []).append(one)
+    part: list[Booked] = []
+    for buckets in limits.values():
+        if part and len(part) + len(buckets) > _PART:
+            await put(part)
+            part = []
+        part += buckets
+    if part:
+        await put(part)
 
 
 def _amount(kind: LimitKind, booked: BookedUsage) -> int:

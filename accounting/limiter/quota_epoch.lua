@@ -13,12 +13,20 @@ function operations.begin()
 end
 
 -- Puts what is known from elsewhere into windows: at least `amount` at the time the item names, which is a bucket of a window
--- that slides and else the current period. Doing it again changes nothing. Of an epoch that has not begun, or takes no
--- reservations yet, a recovery sees to it, which adds: nothing is loaded then.
+-- that slides and else the current period. Doing it again changes nothing. A window that slides is given no more than it lacks
+-- in all, so its items come together: what was restored, retried or reserved anew counts in a later bucket here than elsewhere.
+-- Of an epoch that has not begun, or takes no reservations yet, a recovery sees to it, which adds: nothing is loaded then.
 function operations.load()
   local open_at = call('HGET', KEYS[1], 'open_at')
   if not open_at or now < tonumber(open_at) then
     return 0
+  end
+  local lacking = {}
+  for _, item in ipairs(items) do
+    local place = place_of(limits[item.limit])
+    if place.width and item.bucket >= place.bucket - BUCKETS then
+      lacking[place] = (lacking[place] or -place.used) + item.amount
+    end
   end
   for _, item in ipairs(items) do
     local place = place_of(limits[item.limit])
@@ -27,12 +35,13 @@ function operations.load()
       read_total(place)
     elseif place.text then
       change(place, nil, math.max(exact_difference(item.exact, place.text), 0))
+    elseif place.width then
+      local there = amount_in(place, item.bucket, call('HGET', place.key, item.bucket))
+      local added = math.max(math.min(item.amount - there, lacking[place] or 0), 0)
+      lacking[place] = (lacking[place] or 0) - added
+      change(place, item.bucket, added)
     else
-      local there = place.used
-      if place.width then
-        there = amount_in(place, item.bucket, call('HGET', place.key, item.bucket))
-      end
-      change(place, item.bucket, math.max(item.amount - there, 0))
+      change(place, item.bucket, math.max(item.amount - place.used, 0))
     end
   end
   return #items

@@ -109,11 +109,19 @@ def booked(event: UsageEvent, reserve_time: int = START) -> BookedEvent:
 class Books:
     """A whole accounting, without a server."""
 
-    def __init__(self, database: Database, limiter: Limiter, clock: FakeClock, *, recovery_seconds: float = 90) -> None:
+    def __init__(
+        self,
+        database: Database,
+        limiter: Limiter,
+        clock: FakeClock,
+        *,
+        recovery_seconds: float = 90,
+        recovery_store: RecoveryStore | None = None,
+    ) -> None:
         self.database, self.limiter, self.clock = database, limiter, clock
         self.store, self.reports = UsageStore(database), ReportStore(database)
         self.metrics = metrics = Metrics()
-        self.recovery_store = RecoveryStore(database)
+        self.recovery_store = recovery_store or RecoveryStore(database)
         self.catalogue_store = CatalogueStore(database)
         self.catalogue = CatalogueKeeper(self.catalogue_store, {"metered": METERED}, clock, LOG)
         self.recorder = Recorder(

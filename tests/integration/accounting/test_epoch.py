@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 
-from accounting.limiter.limiter import Booked
+from accounting.limiter.limiter import Booked, Limiter
 from accounting.limits import Budget, LimitRule
 from accounting.quota import Grant, Limit, LimitKind, LimitScope, LimitWindow, Renewal
-from naru.errors import NaruError, Reason
-from tests.integration.accounting.harness import PRINCIPAL, START, WORK, Books, empty, report
+from accounting.usage.recovery_store import BookedMoment, BookedUsage, RecoveryStore
+from naru.database import Database
+from naru.errors import NaruError, Reason, unavailable
+from naru.testing.clock import FakeClock
+from tests.integration.accounting.harness import PRINCIPAL, SECOND, START, WORK, Books, empty, report
+from tests.integration.accounting.test_costs import price, sell
+from tests.integration.accounting.test_prepaid import Till
 from tests.support.copies import replace
 
 
@@ -129,6 +137,69 @@ async def test_what_is_loaded_before_the_loss_was_noticed_counts_once(books: Boo
     await books.epochs.check()
     await books.limiter.load([used])
     assert (await books.remaining("free"))[LimitKind.TOTAL_TOKENS] == 990
+
+
+async def test_a_window_is_given_what_it_lacks(books: Books) -> None:
+    """A limit that slides learns of earlier minutes together, up to their sum, and of none that it has left behind."""
+    await books.epochs.check()
+    ref = await books.granted("metered")
+    await books.recorder.record([report(ref)])
+    hour = Limit(LimitScope.KEY, "key-1", LimitKind.TOTAL_TOKENS, LimitWindow.HOUR, 10_000)
+    minute = START // 60_000_000
+    ages = [Booked(hour, minute - age, 5) for age in range(1, 4)]
+    for _ in range(2):
+        await books.limiter.load([*ages, Booked(hour, minute - 61, 1_000)])
+        # 10 were there.
+        assert (await books.remaining())[LimitKind.TOTAL_TOKENS] == 10_000 - 15
+
+
+class BusyMoment(BookedMoment):
+    """Takes too long to say what tiers used."""
+
+    async def of_tiers_since(self, time: int) -> list[BookedUsage]:
+        raise unavailable("accounting")
+
+
+class BusyStore(RecoveryStore):
+    """Of a database that is busy until a test says that it is not."""
+
+    busy = True
+
+    @asynccontextmanager
+    async def moment(self) -> AsyncIterator[BookedMoment]:
+        async with super().moment() as moment:
+            yield BusyMoment(moment._connection) if self.busy else moment
+
+
+async def test_a_window_that_fails_keeps_no_other_out(database: Database, limiter: Limiter) -> None:
+    """What the database had no answer about is asked for again; credit and other budgets are loaded meanwhile."""
+    store = BusyStore(database)
+    books = Books(database, limiter, FakeClock(START / SECOND), recovery_store=store)
+    till = Till(books)
+    await books.epochs.check()
+    await sell(books, price(START))
+    await till.pay(10_000)
+    await till.use(37)
+    assert await limiter.redis.delete("{naru-3}:b:workspace:ws-1::cost:total") == 1
+    for window, scope, scope_id in (
+        (LimitWindow.DAY, LimitScope.TIER, "free"),
+        (LimitWindow.MONTH, LimitScope.KEY, "key-1"),
+    ):
+        budget = Budget(window, scope, scope_id, LimitRule(LimitKind.TOTAL_TOKENS, window, 1_000))
+        await books.catalogue_store.add_budget(budget, needs_tier=False)
+    await books.catalogue.refresh()
+
+    async def used() -> dict[LimitWindow, int]:
+        states = (await books.reservations.overview(PRINCIPAL, "", WORK.served_model)).limits
+        return {one.limit.window: 1_000 - one.remaining for one in states if one.limit.kind is LimitKind.TOTAL_TOKENS}
+
+    with pytest.raises(NaruError):
+        await books.epochs.reconcile()
+    assert await till.left() == 10_000 - 137
+    assert await used() == {LimitWindow.DAY: 0, LimitWindow.MONTH: 37}
+    store.busy = False
+    await books.epochs.reconcile()
+    assert await used() == {LimitWindow.DAY: 37, LimitWindow.MONTH: 37}
 
 
 async def test_a_recovery_may_be_interrupted_for_as_long_as_it_likes(books: Books, redis_url: str) -> None:

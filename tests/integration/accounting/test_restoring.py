@@ -90,6 +90,34 @@ async def test_what_ends_during_the_recovery_counts_once(books: Books, redis_url
     assert await left(books) == (97, 10_000 - 15 - 201 - 30, 3)
 
 
+async def test_what_was_restored_in_a_later_minute_counts_once(books: Books, redis_url: str) -> None:
+    """The limiter has it in the minute in which it was restored, SQL in that of its reservation; also after a restart."""
+    await books.epochs.check()
+    ref = await books.granted("metered")
+    await loss(books, redis_url)
+    books.advance(61)
+    await books.restorer.restore([running(ref)])
+    await books.recorder.record([ended(ref, (10, 5))])
+    books.advance(29)
+    for replica in (books, Books(books.database, books.limiter, books.clock)):
+        await replica.epochs.check()
+        await replica.epochs.reconcile()
+        assert await left(books) == (99, 10_000 - 15, 4)
+
+
+async def test_what_is_reserved_anew_in_a_later_minute_counts_once(books: Books) -> None:
+    """A limiter that was never emptied has it in the later minute, too, and one that restarts looks at SQL."""
+    await books.epochs.check()
+    ref = await books.granted("metered")
+    books.advance(61)
+    await books.granted("metered", ref=ref, revision=1, input_tokens=30)
+    await books.recorder.record([ended(ref, (10, 5))])
+    other = Books(books.database, books.limiter, books.clock)
+    await other.epochs.check()
+    await other.epochs.reconcile()
+    assert await left(books) == (99, 10_000 - 15, 4)
+
+
 async def test_what_has_ended_does_not_come_back(books: Books, redis_url: str) -> None:
     """Reported while Redis was away, and restored by a call that was on its way: it holds nothing, and counts once."""
     await books.epochs.check()
