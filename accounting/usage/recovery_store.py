@@ -94,14 +94,15 @@ class BookedMoment:
         """
         hour = -(-time // HOUR_MICROS)
         columns = usage_events.c
-        unsettled = sa.and_(columns.settled_time.is_(None), columns.reserve_time >= time)
-        before_the_sums = sa.and_(
-            columns.settled_time.is_not(None), columns.reserve_time >= time, columns.reserve_time < hour * HOUR_MICROS
-        )
+        # Of all time the sums have everything else. These have an index of their own: the other one would read all there is.
+        not_in_the_sums: sa.ColumnElement[bool] = columns.settled_time.is_(None)
+        if time:
+            before_the_sums = columns.reserve_time < hour * HOUR_MICROS
+            not_in_the_sums = sa.and_(columns.reserve_time >= time, sa.or_(not_in_the_sums, before_the_sums))
         used = sa.union_all(
             hours(usage_hours.c.hour >= hour) if time else days(sa.true()),
             waiting_changes(usage_changes.c.hour >= hour),
-            events(sa.and_(sa.or_(unsettled, before_the_sums), ~superseded())),
+            events(sa.and_(not_in_the_sums, ~superseded())),
         ).subquery()
         who = [used.c[name] for name in ("workspace_id", "key_id", "user_id", "model")]
         query = sa.select(*who, *_sums(used, "requests", *_AMOUNTS)).group_by(*who)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from accounting.limits import Budget, LimitRule
 from accounting.quota import LimitKind, LimitScope, LimitState, LimitWindow
 from accounting.settlement import BookedEvent
 from accounting.tables import usage_events
+from accounting.usage.recovery_store import BookedMoment
 from accounting.usage.retention_store import RetentionStore
 from accounting.usage.rollup_store import RollupStore
+from naru.database import Database
 from naru.usage import Evidence
 from tests.integration.accounting.harness import PRINCIPAL, SECOND, START, WORK, Books, empty, new_ref, report
 from tests.support.copies import replace
@@ -83,6 +89,31 @@ async def test_tiers_come_back_from_the_events_that_are_kept(books: Books, redis
     await lose_redis(books, redis_url)
     assert await used(books, LimitWindow.TOTAL, LimitScope.TIER) == {LimitKind.TOTAL_TOKENS: 20}
     assert len(await books.rows(usage_events)) == 2
+
+
+class Explaining:
+    """A connection that asks SQLite how it would find what it is asked for."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self.plan = ""
+
+    async def execute(self, query: sa.Select[Any]) -> list[Any]:
+        text = query.compile(dialect=self._connection.dialect, compile_kwargs={"literal_binds": True})
+        steps = await self._connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")
+        self.plan = "\n".join(step.detail for step in steps)
+        return []
+
+
+async def test_all_of_time_does_not_read_all_events(database: Database) -> None:
+    """A lifetime is looked at each minute: of single events only those that are not settled are read."""
+    if database.is_postgresql:
+        return
+    async with database.reading() as connection:
+        explaining = Explaining(connection)
+        await BookedMoment(cast(AsyncConnection, explaining)).summed_since(0)
+    assert "usage_events USING INDEX ix_usage_events_unsettled" in explaining.plan
+    assert "ix_usage_events_reserve_time" not in explaining.plan
 
 
 async def test_what_is_known_is_not_counted_twice(books: Books, redis_url: str) -> None:
