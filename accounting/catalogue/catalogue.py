@@ -98,11 +98,9 @@ class Catalogue:
             scope = caller if one.scope is LimitScope.CALLER else one.scope
             if scope in whom and one.rule.model in models:
                 found.append(one.rule.limit_of(scope, whom[scope]))
-        if self._budgets:
-            for scope, scope_id in whom.items():
-                for budget in self._budgets.get((scope, scope_id), ()):
-                    if budget.rule.model in models:
-                        found.append(budget.rule.limit_of(scope, scope_id))
+        for budget in self._budgets_of(whom, principal.tier):
+            if budget.rule.model in models:
+                found.append(budget.rule.limit_of(budget.scope, budget.scope_id))
         credit = self._credit.get(principal.workspace_id)
         if credit is not None:
             found.append(credit_limit(principal.workspace_id, credit))
@@ -115,17 +113,25 @@ class Catalogue:
         """
         whom = self._subjects(principal)
         caller, models = caller_scope(principal), ("", *_names(model))
-        rules = [
+        of_tiers = [
             (caller if one.scope is LimitScope.CALLER else one.scope, one.rule)
             for tier in self._tiers.values()
             for one in tier.limits
         ]
-        rules += [(scope, one.rule) for scope, found in whom.items() for one in self._budgets.get((scope, found), ())]
+        rules = [(scope, whom[scope], rule) for scope, rule in of_tiers if scope in whom]
+        rules += [(one.scope, one.scope_id, one.rule) for one in self._budgets_of(whom, principal.tier)]
         return frozenset(
-            Limit(scope, whom[scope], rule.kind, window, 0, rule.model)
-            for scope, rule in rules
-            if rule.window is window and scope in whom and rule.model in models
+            Limit(scope, scope_id, rule.kind, window, 0, rule.model)
+            for scope, scope_id, rule in rules
+            if rule.window is window and rule.model in models
         )
+
+    def _budgets_of(self, whom: Mapping[LimitScope, str], tier: str) -> list[Budget]:
+        """The budgets of everybody whom a request counts for, and those of its tier by a name that nobody defined."""
+        if not self._budgets:
+            return []
+        whose = dict.fromkeys((*whom.items(), (LimitScope.TIER, tier)))
+        return [budget for one in whose for budget in self._budgets.get(one, ())]
 
     def _subjects(self, principal: Principal, client_address: str = "") -> dict[LimitScope, str]:
         """Who a request counts for; of a tier that nobody defined all those of the one that applies."""

@@ -61,6 +61,14 @@ def test_an_unknown_tier_shares_what_all_of_free_share() -> None:
         assert {one.scope_id for one in catalogue.counted(mistyped, "m", window)} == {"free"}
 
 
+def test_a_budget_outlives_its_tier() -> None:
+    """Made for a tier by name, it goes on when nobody defines the tier any more, beside those of `free`."""
+    catalogue = Catalogue(BUILT_IN, [Budget(name, LimitScope.TIER, name, COST) for name in ("gold", "free", "other")])
+    principal = Principal("ws", tier="gold", key_id="k")
+    for limits in (catalogue.limits(principal), catalogue.counted(principal, "m", LimitWindow.MONTH)):
+        assert {one.scope_id for one in limits if one.window is LimitWindow.MONTH} == {"free", "gold"}
+
+
 @pytest.mark.parametrize(
     ("scope", "scope_id"),
     [
