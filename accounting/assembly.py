@@ -208,7 +208,11 @@ class Assembly:
 
     def _pricing(self) -> PricingServicer:
         manager = PriceManager(
-            store=self._catalogue_store, refresh=self.catalogue.refresh, clock=self._clock, new_id=uuid7
+            store=self._catalogue_store,
+            refresh=self.catalogue.refresh,
+            clock=self._clock,
+            limiter_time=self._limiter.time,
+            new_id=uuid7,
         )
         return PricingServicer(manager)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 
 from accounting import checks
@@ -20,13 +20,16 @@ from accounting.catalogue.management import (
 )
 from accounting.catalogue.store import CatalogueStore
 from naru.clock import Clock
-from naru.errors import invalid_argument
+from naru.errors import NaruError, Reason, invalid_argument
 from naru.identity import Caller, Role
 from naru.paging import page_size, read_token
 from naru.pricing import MAX_UNIT_PRICE, UnitPrices
 
 NOTICE_MICROS = 2 * MICROS
-"""How far ahead a price begins at least: by then every process knows it, so what was used is never priced anew."""
+"""How far ahead a price begins at least: by then every process knows it, so what was used is never priced anew.
+
+By the later of our clock and the limiter's, which usage is booked by.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,23 @@ class PriceManager:
         store: Where prices are kept.
         refresh: Makes a change known on this process.
         clock: Tells the time.
+        limiter_time: Tells the limiter's, in microseconds since the Unix epoch.
         new_id: Source of ids.
     """
 
-    def __init__(self, *, store: CatalogueStore, refresh: Refresh, clock: Clock, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        *,
+        store: CatalogueStore,
+        refresh: Refresh,
+        clock: Clock,
+        limiter_time: Callable[[], Awaitable[int]],
+        new_id: Callable[[], str],
+    ) -> None:
         self._store = store
         self._refresh = refresh
         self._clock = clock
+        self._limiter_time = limiter_time
         self._new_id = new_id
 
     async def create(self, caller: Caller, wish: PriceWish, request_id: str = "") -> Price:
@@ -65,11 +78,12 @@ class PriceManager:
         check_request_id(request_id)
         _check(wish)
         price_id = requested_id("price", caller, request_id, self._new_id)
+        notice = await self._notice()
 
         def make() -> Price:
             now = self._now()
-            begins = now + NOTICE_MICROS if wish.effective_time is None else wish.effective_time
-            if begins < now + NOTICE_MICROS:
+            begins = now + notice if wish.effective_time is None else wish.effective_time
+            if begins < now + notice:
                 raise invalid_argument("price.effective_time", "price.effective_time must be at least 2 seconds ahead.")
             return Price(price_id, wish.model, wish.workspace_id, wish.unit_prices, begins, now)
 
@@ -109,15 +123,27 @@ class PriceManager:
         """
         check_request_id(request_id)
         check_id("price_id", price_id)
+        notice = await self._notice()
 
         def check(price: Price) -> None:
-            if price.effective_time < self._now() + NOTICE_MICROS:
+            if price.effective_time < self._now() + notice:
                 raise failed_precondition(
                     "price", price_id, "This price has begun, or begins within 2 seconds: set a new one instead."
                 )
 
         await self._store.delete_price(price_id, check)
         await self._refresh()
+
+    async def _notice(self) -> int:
+        """How far ahead of our clock a price begins at least. While the limiter is away, nothing is known of its clock."""
+        now = self._now()
+        try:
+            ahead = await self._limiter_time() - now
+        except NaruError as error:
+            if error.reason is not Reason.SERVICE_UNAVAILABLE:
+                raise
+            ahead = 0
+        return NOTICE_MICROS + max(ahead, 0)
 
     def _now(self) -> int:
         return round(self._clock.time() * MICROS)

@@ -67,6 +67,7 @@ _AWAY = (
     TryAgainError,
     OSError,
 )
+_WITHOUT_ITEMS = ("claim", "time", "begin", "recovered")
 _NOTHING: dict[str, Any] = {"reserve": ["ok", 0, []], "restore": [[], []]}
 _CODES_OF_OUTAGES = ("OOM ", "MISCONF ", "READONLY ", "MASTERDOWN ")
 
@@ -281,6 +282,10 @@ class Limiter:
         (flat,) = await self._run("inspect", [{"limits": table.numbers(limits)}], limits=table.encoded)
         return tightest_first(states_of(limits, flat))
 
+    async def time(self) -> int:
+        """What time it is for reservations, in microseconds: Redis's, and never earlier than it was."""
+        return int(await self._run("time", []))
+
     async def begin_epoch(self, epoch_id: str, recovery_seconds: float) -> Epoch:
         """Begins an epoch, open after `recovery_seconds`, unless there is one; returns the one there is."""
         began, found, open_time, now = await self._run(
@@ -326,7 +331,7 @@ class Limiter:
         return answers
 
     async def _run(self, operation: str, items: Sequence[Any], **options: Any) -> Any:
-        if not items and not options.get("finished") and operation not in ("claim", "begin", "recovered"):
+        if not items and not options.get("finished") and operation not in _WITHOUT_ITEMS:
             return _NOTHING.get(operation, [])
         settings = {**self._options, **options, "periods": self._current_periods()}
         if self.now is not None:

@@ -320,6 +320,10 @@ end
 
 operations.keep = keep_outcomes
 
+function operations.time()
+  return now
+end
+
 -- Answers for each item where its limits stand.
 function operations.inspect()
   local answers = {}

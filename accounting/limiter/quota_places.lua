@@ -3,7 +3,7 @@
 -- One call handles a batch of items, in order; each item all or nothing.
 --
 -- KEYS[1]  <prefix>epoch. Every key has the same hash tag, so that one primary owns them all and one script sees them all.
--- ARGV[1]  operation: reserve, release, renew, settle, claim, look_up, inspect, begin, load,
+-- ARGV[1]  operation: reserve, release, renew, finish, settle, claim, look_up, inspect, keep, time, begin, load,
 --          restore, recover, recovered
 -- ARGV[2]  map: now (microseconds; absent: Redis's own time), lease, lifetime, memory (microseconds), periods (for each window
 --          of the calendar the times at which periods around now begin), limits (each that the items name by its number
@@ -23,6 +23,7 @@
 --   w:<owner>:<kind>:<window>             hash: an amount per bucket; total; first (no bucket is older), last (none younger)
 --   p:<owner>:<kind>:<window>:<begin>     what was taken in the period of the calendar that began then
 --   p:<owner>:<kind>:total                what was ever taken; never expires
+--   b:<owner>:cost:total                  the same of a workspace that pays in advance
 --   s:<key>:<percent>                     there while the crossing of a soft threshold was told
 -- where <owner> is <scope>:<id>:<model>.
 --

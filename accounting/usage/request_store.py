@@ -99,6 +99,12 @@ class RequestStore:
         last = found[-1].record
         return found, write_token((query,), (last.start_time, last.request_id))
 
+    async def booked_until(self, now: int) -> int:
+        """A time that is after `now` and all that is booked: the limiter's clock, by which it is, may be ahead of ours."""
+        async with self._database.reading() as connection:
+            newest = (await connection.execute(sa.select(sa.func.max(usage_events.c.reserve_time)))).scalar_one()
+        return max(now, (newest or 0) + 1)
+
     async def export(self, query: UsageQuery) -> AsyncGenerator[list[UsageRecord], None]:
         """What a question about usage sums, event by event, the oldest first, in lists of at most 500.
 

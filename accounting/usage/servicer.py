@@ -121,8 +121,8 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         asked = current()
         query = visible(convert.query_from_proto(request), asked.caller, asked.method)
         # What is booked while it runs would make it go on for ever.
-        now = round(self._clock.time() * _MICROS)
-        query = replace(query, end_time=now if query.end_time is None else min(query.end_time, now))
+        until = await self._requests.booked_until(round(self._clock.time() * _MICROS))
+        query = replace(query, end_time=until if query.end_time is None else min(query.end_time, until))
         yield usage_service_pb2.ExportUsageResponse(total_records=await self._reports.about(query))
         async with aclosing(self._requests.export(query)) as chunks:
             async for records in chunks:

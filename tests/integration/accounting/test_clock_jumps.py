@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import pytest
 import sqlalchemy as sa
 
+from accounting.catalogue.prices import PriceManager, PriceWish
 from accounting.limiter.limiter import Limiter
 from accounting.quota import EventRef, Grant, LimitKind
 from accounting.tables import ledger_entries, usage_events
 from naru.database import Database
 from naru.errors import NaruError, Reason
+from naru.identity import Caller, ServiceName
+from naru.ids import uuid7
 from naru.testing.clock import FakeClock
 from naru.usage import Evidence, Usage
-from tests.integration.accounting.harness import SECOND, START, Books, report
-from tests.integration.accounting.test_costs import DEARER, allow, left, price, sell
+from tests.integration.accounting.harness import SECOND, START, WORK, Books, report
+from tests.integration.accounting.test_costs import DEARER, PRICES, allow, left, price, sell
 from tests.integration.accounting.test_ledger_verification import verifier
 from tests.support.copies import replace
 
@@ -105,6 +108,28 @@ async def test_our_own_clock_jumps_and_comes_back(machine: Machine, jump: float)
     }
     books.advance(121)
     assert (await verifier(books).verify()).findings == ()
+
+
+async def test_a_price_is_set_while_redis_is_ahead(machine: Machine) -> None:
+    """It begins after whatever was reserved by then, for which the price of its grant stays."""
+    books = machine.books
+    assert books.limiter.now is not None
+    books.limiter.now += 10 * SECOND
+    decision = await books.reserve("metered")
+    assert isinstance(decision.outcome, Grant)
+    assert decision.outcome.prices == PRICES
+    prices = PriceManager(
+        store=books.catalogue_store,
+        refresh=books.catalogue.refresh,
+        clock=machine.clock,
+        limiter_time=books.limiter.time,
+        new_id=uuid7,
+    )
+    dearer = await prices.create(Caller(service=ServiceName.OPERATOR), PriceWish(WORK.served_model, DEARER))
+    await machine.settle(decision.ref)
+    books.limiter.now = dearer.effective_time
+    await machine.settle(await books.granted("metered"))
+    assert {event.cost for event in await books.rows(usage_events)} == {COST, DEARER.cost(EXACT)}
 
 
 async def test_the_clock_of_redis_jumps_and_comes_back(machine: Machine) -> None:

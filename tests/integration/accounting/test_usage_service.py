@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from accounting.config import AccountingConfig
+from accounting.usage.store import UsageStore
 from naru.api.accounting.v1 import usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import error_reason_pb2
 from naru.convert import principal_to_proto, timestamp_to_proto
+from naru.database import Database
 from naru.errors import Reason
 from naru.identity import Role, ServiceName
-from tests.integration.accounting.harness import refused
+from tests.integration.accounting.harness import SECOND, booked, new_ref, refused, report
 from tests.integration.accounting.service import Caller, Service, final
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -62,6 +65,20 @@ async def test_who_sees_which_requests_and_exports(service: Service, edge: Calle
     assert list((await manager.requests(key_id=owners[2][1].key_id)).requests) == []
     for call in (edge.requests(), edge.export()):
         assert (await refused(call)).reason is Reason.PERMISSION_DENIED
+
+
+async def test_an_export_has_what_is_booked_ahead(service: Service, config: AccountingConfig) -> None:
+    """Usage is booked by the limiter's clock: what is after ours is in the export as it is in the sums."""
+    now = round(time.time() * SECOND)
+    database = Database(config.database_url)
+    await UsageStore(database).record([booked(report(new_ref()), now + 60 * SECOND)], now)
+    await database.close()
+    operator = service.as_service(ServiceName.OPERATOR)
+    (row,) = (await operator.query()).rows
+    assert len(await operator.export()) == row.requests == 1
+    until = timestamp_to_proto(now / SECOND + 30)
+    (row,) = (await operator.query(end_time=until)).rows
+    assert len(await operator.export(end_time=until)) == row.requests == 0
 
 
 async def test_a_request_and_its_usage(service: Service, edge: Caller, inference: Caller) -> None:

@@ -47,6 +47,8 @@ class Desk:
     clock: FakeClock = field(default_factory=FakeClock)
     used: set[str] = field(default_factory=set)
     keys_away: bool = False
+    limiter_ahead: int | None = 0
+    """Microseconds; None: the limiter is away."""
     asked: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,7 +66,14 @@ class Desk:
             clock=self.clock,
             new_id=lambda: f"00000000-0000-7000-8000-{next(ids):012d}",
         )
-        self.prices = PriceManager(store=self.store, refresh=refresh, clock=self.clock, new_id=uuid7)
+        self.prices = PriceManager(
+            store=self.store, refresh=refresh, clock=self.clock, limiter_time=self._limiter_time, new_id=uuid7
+        )
+
+    async def _limiter_time(self) -> int:
+        if self.limiter_ahead is None:
+            raise unavailable("accounting")
+        return round(self.clock.time() * SECOND) + self.limiter_ahead
 
     async def _in_use(self, name: str) -> bool:
         self.asked.append(name)
@@ -382,6 +391,22 @@ async def test_a_price_that_has_begun_stays(desk: Desk) -> None:
     error = await refused(desk.prices.delete(price.price_id))
     assert (error.reason, error.metadata["name"]) == (Reason.FAILED_PRECONDITION, price.price_id)
     assert await refused_field(desk.prices.delete("x")) == "price_id"
+
+
+@pytest.mark.parametrize(("ahead", "counts"), [(10 * SECOND, 10 * SECOND), (-10 * SECOND, 0), (None, 0)])
+async def test_a_price_begins_by_the_later_clock(desk: Desk, ahead: int | None, counts: int) -> None:
+    """The limiter's may be ahead, and is what usage is booked by; while it is away, ours alone tells."""
+    dated = replace(PRICE, effective_time=NOW + 11 * SECOND)
+    early = await desk.prices.create(ADMIN, dated)
+    desk.limiter_ahead = ahead
+    price = await desk.prices.create(ADMIN, PRICE)
+    assert (price.effective_time, price.create_time) == (NOW + counts + 2 * SECOND, NOW)
+    begun = desk.prices.delete(early.price_id)
+    if counts:
+        assert await refused_field(desk.prices.create(ADMIN, dated)) == "price.effective_time"
+        assert (await refused(begun)).reason is Reason.FAILED_PRECONDITION
+    else:
+        await begun
 
 
 @pytest.mark.parametrize(
