@@ -138,6 +138,7 @@ class ReserveResult(msgspec.Struct, frozen=True):
     """The decision on a reservation: granted when `refusal` and `replay` are None.
 
     Attributes:
+        decided: Whether anybody did; else the request is admitted without accounting, and nobody knows what it will cost.
         replay: The outcome of the same request, which was made before.
         reserve_time: When it was granted, in seconds since the epoch; 0: nobody was asked.
         prices: What it will cost; None when nobody set a price for the model.
@@ -150,6 +151,7 @@ class ReserveResult(msgspec.Struct, frozen=True):
     prices: UnitPrices | None = None
     limits: tuple[LimitState, ...] = ()
     reserve_time: float = 0.0
+    decided: bool = True
 
 
 class RequestRecord(msgspec.Struct, frozen=True):

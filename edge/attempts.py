@@ -211,7 +211,8 @@ class Generation:
             self._reserved = self._revision > 0
             raise result.refusal
         self._cap = result.output_token_cap
-        self._progress.prices = result.prices
+        if result.decided:
+            self._progress.decided, self._progress.prices = True, result.prices
         self._leases.hold(HeldReservation(reservation, result.reserve_time))
 
     def _reservation(self) -> Reservation:

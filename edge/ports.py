@@ -117,6 +117,7 @@ class Progress:
     Attributes:
         reserve_seconds: Time the reservation took.
         limits: Where the caller's limits stand, tightest first.
+        decided: Whether accounting has admitted it, and so said what it costs.
         prices: What the model costs; None when nobody set a price for it.
         finish_reason: Why the choice that ended last did; empty: none did so far.
     """
@@ -125,13 +126,14 @@ class Progress:
     served_model: str = ""
     reserve_seconds: float = 0.0
     limits: tuple[LimitState, ...] = ()
+    decided: bool = False
     prices: UnitPrices | None = None
     usage: Usage = field(default_factory=Usage)
     finish_reason: str = ""
 
     @property
     def cost(self) -> int | None:
-        """What the usage so far costs, in nano-units of the currency; None when nobody set a price."""
+        """What the usage so far costs, in nano-units of the currency; None when nobody set a price, or it is not known."""
         return None if self.prices is None else self.prices.cost(self.usage)
 
 

@@ -34,5 +34,5 @@ async def ask_quota(quota: Quota, reservation: Reservation, *, admit_without: bo
         if error.reason is not Reason.SERVICE_UNAVAILABLE or not admit_without:
             raise
         _log.warning("admitted without accounting", event_id=reservation.event_id)
-        return ReserveResult()
+        return ReserveResult(decided=False)
     return result

@@ -216,8 +216,8 @@ def _collecting(answer: WholeAnswer) -> Callable[[Sequence[Delta]], bool]:
 
 
 def _shown_cost(exchange: Exchange, parsed: OpenAiRequest) -> int | None:
-    """What `usage.cost` says, in nano-units; None when nobody asked. What has no price costs nothing."""
-    return (exchange.progress.cost or 0) if parsed.include_cost else None
+    """What `usage.cost` says, in nano-units; None when nobody asked, or nobody knows. What has no price costs nothing."""
+    return (exchange.progress.cost or 0) if parsed.include_cost and exchange.progress.decided else None
 
 
 def _replay(outcome: bytes) -> web.Response:

@@ -272,11 +272,14 @@ async def test_a_reservation_that_is_not_answered(edge: Harness) -> None:
 
 
 async def test_accounting_away_and_admitted(tmp_path: Path) -> None:
-    """An operator may choose that requests go on while accounting is away."""
+    """An operator may choose that requests go on while accounting is away; what they cost is not known then, and not said."""
     async with edge_with_peers(tmp_path, admit_without_accounting=True) as edge:
         await edge.accounting.kill()
-        async with edge.post(PATH, CHAT) as answer:
+        async with edge.post(PATH, CHAT | {"usage": {"include": True}}) as answer:
             assert answer.status == 200
+            assert "X-Naru-Cost" not in answer.headers
+            assert set((await answer.json())["usage"]) >= {"prompt_tokens", "completion_tokens"}
+            assert "cost" not in (await answer.json())["usage"]
 
 
 async def test_inference_away(edge: Harness) -> None:

@@ -463,6 +463,25 @@ async def test_cost_is_of_the_last_grant() -> None:
     assert unpriced.cost is None
 
 
+async def test_nobody_decided_what_it_costs() -> None:
+    """Without accounting nothing is known of it; what an earlier grant said stays known."""
+    prices = UnitPrices(request=100)
+
+    def away_after(grants: int, world: World) -> Callable[[Reservation], ReserveResult]:
+        def decide(_: Reservation) -> ReserveResult:
+            if len(world.reserved) > grants:
+                raise unavailable("accounting")
+            return ReserveResult(prices=prices)
+
+        return decide
+
+    for grants, known in ((0, (False, None)), (1, (True, 100))):
+        world = World([Refused(invalid_argument("x", "larger"), prompt_tokens=20)], [ACCEPTED, DONE])
+        world.decide = away_after(grants, world)
+        _, progress = await run(world, admit_without_accounting=True)
+        assert (progress.decided, progress.cost) == known
+
+
 KEYED = replace(CALL, idempotency=Idempotency("k", b"d" * 32))
 
 
