@@ -26,6 +26,7 @@ _REFUSED = {
     "plugins": "is not supported; it would cost what no price here covers.",
     "web_search_options": "is not supported; it would cost what no price here covers.",
     "store": "is not supported; answers are not kept.",
+    "use_beam_search": "is not supported; it would generate more than was reserved.",
     "functions": "is not supported; use `tools`.",
     "function_call": "is not supported; use `tool_choice`.",
     "audio": _TEXT_ONLY,
@@ -70,7 +71,8 @@ def make_call(request: EngineRequest, model: str) -> UpstreamCall:
     """
     asked, chat = read_body(request), is_chat(request)
     _refuse_unsupported(asked)
-    dropped = ("stream_options", *_OWN)
+    # Of its two names the cap has one: which of both an upstream would go by, nobody knows.
+    dropped = ("stream_options", "max_tokens", "max_completion_tokens", *_OWN)
     body = {name: value for name, value in asked.items() if name not in dropped}
     body |= {"model": model, "stream": request.stream}
     if request.stream:
@@ -102,6 +104,8 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     for field, why in _REFUSED.items():
         if body.get(field):
             raise not_supported(field, f"`{field}` {why}")
+    if body.get("best_of") not in (None, choices_per_prompt(body)):
+        raise not_supported("best_of", "`best_of` other than `n` is not supported; ask for `n` and choose yourself.")
     if body.get("service_tier") not in _TIERS:
         raise not_supported(
             "service_tier", "`service_tier` other than auto and default is not supported; tiers belong to keys."

@@ -170,10 +170,22 @@ async def test_what_the_upstream_is_asked(front: Front) -> None:
         {"model": "theirs", "messages": MESSAGES, "stream": False, "max_completion_tokens": 7},
     ]
     assert set(front.upstream.authorizations) == {f"Bearer {SECRET}"}
-    for field in ("models", "fallbacks", "plugins", "api_base", "store"):
+    for field in ("models", "fallbacks", "plugins", "api_base", "store", "best_of", "use_beam_search"):
         refused = await front.refusal(extra_body={field: [True]})
         assert (refused.status_code, refused.param) == (400, field)
     assert len(front.upstream.bodies) == 4
+
+
+async def test_no_more_is_generated_than_was_reserved(front: Front) -> None:
+    """The most tokens have one name, by which they were reserved; more candidates than choices are refused."""
+    front.upstream.answer = whole({"content": "Hello"})
+    await front.chat(max_tokens=9_000, max_completion_tokens=5)
+    await front.chat(extra_body={"best_of": 1, "use_beam_search": False})
+    sent, asked = front.upstream.bodies
+    assert ("max_tokens" in sent, sent["max_completion_tokens"], asked["best_of"]) == (False, 5, 1)
+    for fields in ({"best_of": 2}, {"best_of": 3, "n": 2}, {"best_of": 1, "n": 2}):
+        assert (await front.refusal(extra_body=fields)).param == "best_of"
+    assert len(front.upstream.bodies) == 2
 
 
 @pytest.mark.behaviour
