@@ -32,10 +32,14 @@ class _Ending:
     tell: PeopleAudit
 
     async def revoke_keys(self, which: sa.ColumnElement[bool]) -> list[str]:
-        """Revokes keys; their ids. In one order, so that two deletions never wait for each other."""
+        """Revokes those of the keys that are not; their ids. Nobody else changes any of the keys until the transaction ends.
+
+        In one order, in which uses are noted too, so that nobody waits for another who waits for them.
+        """
+        query = sa.select(api_keys).where(which).order_by(self._in_order(api_keys.c.key_id)).with_for_update()
+        held = [to_key(row) for row in await self.connection.execute(query)]
+        keys = [key for key in held if key.revoke_time is None]
         alive = sa.and_(which, api_keys.c.revoke_time.is_(None))
-        query = sa.select(api_keys).where(alive).order_by(api_keys.c.key_id).with_for_update()
-        keys = [to_key(row) for row in await self.connection.execute(query)]
         await self.connection.execute(sa.update(api_keys).where(alive).values(revoke_time=micros(self.now)))
         for key in keys:
             await self._record(self.tell.key_revoked(key, replace(key, revoke_time=self.now)))
@@ -64,6 +68,7 @@ class _Ending:
         # Without an address it would be one for anybody.
         await self.revoke_invites(named)
         await self.connection.execute(sa.update(invites).where(named).values(email=None))
+        # Whoever revoked them holds them, those that were revoked before too.
         keys = sa.update(api_keys).where(api_keys.c.user_id == user.user_id)
         await self.connection.execute(keys.values(description="", metadata={}))
 
@@ -78,6 +83,10 @@ class _Ending:
     async def bury(self, table: sa.Table, which: sa.ColumnElement[bool], **values: object) -> None:
         """Leaves of the row what others refer to."""
         await self.connection.execute(sa.update(table).where(which).values(delete_time=micros(self.now), **values))
+
+    def _in_order(self, column: sa.Column[str]) -> sa.ColumnElement[str]:
+        """As Python sorts: SQLite does so by itself, PostgreSQL by the language that its database was made with."""
+        return sa.collate(column, "C") if self.connection.dialect.name == "postgresql" else column
 
     async def _record(self, entry: AuditEntry) -> None:
         await audit.record(self.connection, entry)

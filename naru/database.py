@@ -25,8 +25,9 @@ _RETRY_SECONDS = 0.5
 _SINGLE_CONNECTIONS = 3
 _RESTS_SINCE = "rests_since"
 _MOST_REST_SECONDS = 300.0
-# SQLSTATE classes: connection, authorisation, missing database, resources, operator intervention, system error.
-_OUTAGE_STATES = ("08", "28", "3D", "53", "57P", "58")
+# SQLSTATE classes: connection, authorisation, missing database, resources, operator intervention, system error. And what
+# PostgreSQL ended so that others can go on, serialization failure and deadlock: asked again, it works.
+_OUTAGE_STATES = ("08", "28", "3D", "40001", "40P01", "53", "57P", "58")
 _BEGIN = "begin_statement"
 Result = TypeVar("Result")
 _log = get_logger(__name__)

@@ -16,6 +16,7 @@ from naru.identity import ServiceName
 from naru.lifecycle import Lifecycle
 from naru.testing import databases
 from naru.testing.clock import FakeClock
+from naru.testing.postgres_server import PostgresServer
 from tests.integration.authsvc.harness import AuthService, serving
 
 # pytest finds fixtures by name in this module.
@@ -27,6 +28,13 @@ database_url = databases.database_url
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A database with the schema in it."""
     async with databases.migrated(database_url, MIGRATIONS) as database:
+        yield database
+
+
+@pytest.fixture
+async def postgresql(postgres: PostgresServer) -> AsyncIterator[Database]:
+    """The same on PostgreSQL alone: writers of SQLite come one after the other."""
+    async with databases.migrated(postgres.new_database(), MIGRATIONS) as database:
         yield database
 
 

@@ -14,18 +14,21 @@ from alembic import command
 from alembic.config import Config
 
 from authsvc import audit, migrations
+from authsvc.deletions_store import DeletionStore
+from authsvc.key_store import KeyChanges
 from authsvc.keys import SecretDigest
 from authsvc.records import ApiKey, Workspace
 from authsvc.sessions_store import KEPT_SECONDS, SessionStore
 from authsvc.store import KeyStore
-from authsvc.tables import metadata, refresh_tokens, sessions
+from authsvc.tables import api_keys, metadata, refresh_tokens, sessions
 from authsvc.user_records import Invite, Membership, Seat, Session, User
 from authsvc.users_store import UserStore
 from authsvc.workspaces_store import WorkspaceStore
 from naru.database import Database
 from naru.errors import NaruError, Reason
 from naru.identity import Role
-from tests.support.auth_store import bootstrap, entry, told
+from naru.testing.clock import FakeClock
+from tests.support.auth_store import bootstrap, entry, insert_key, people_audit, revoke_key, told
 
 NOW = 1_800_000_000.25
 FIRST = Workspace("w1", "default", "free", NOW)
@@ -51,13 +54,17 @@ class Stores:
         return (await self.keys.position()).sequence
 
 
-@pytest.fixture
-async def stores(database: Database) -> Stores:
+async def filled(database: Database) -> Stores:
     stores = Stores(database)
     assert await bootstrap(stores.keys, FIRST, KEY, DIGEST)
     await stores.workspaces.insert_workspace(SECOND, entry("workspace.create"))
     assert await stores.users.insert_user(USER, "hash", Membership("w1", "u1", Role.USER, NOW), ())
     return stores
+
+
+@pytest.fixture
+async def stores(database: Database) -> Stores:
+    return await filled(database)
 
 
 async def reason_of(call: Any) -> Reason:
@@ -228,6 +235,45 @@ async def test_members_need_a_user_and_a_workspace(stores: Stores) -> None:
     member = Membership("w2", "u1", Role.USER, NOW)
     await asyncio.gather(*(stores.workspaces.set_member(member, told) for _ in range(4)))
     assert len(await stores.workspaces.list_members("w2", after="", limit=10)) == 1
+
+
+async def test_a_deletion_and_noted_uses_do_not_wait_for_each_other(postgresql: Database) -> None:
+    """Both take keys in one order, the deletion also those that were revoked before: neither is ended for the other."""
+    stores, changes = await filled(postgresql), KeyChanges(postgresql)
+    revoked, between, last = (ApiKey(f"{name}key00000000", "w1", NOW) for name in "BMa")
+    for key in (replace(revoked, user_id="u1"), between, replace(last, user_id="u1")):
+        await insert_key(stores.keys, key, DIGEST)
+    await revoke_key(postgresql, revoked.key_id, NOW)
+    async with postgresql.writing() as connection:
+        # Holds whoever notes uses up between the user's keys.
+        await connection.execute(sa.select(api_keys).where(api_keys.c.key_id == between.key_id).with_for_update())
+        uses = {key.key_id: NOW for key in (last, between, revoked)}
+        noting = asyncio.create_task(changes.note_uses(uses))
+        await asyncio.wait([noting], timeout=0.2)
+        deletions = DeletionStore(postgresql, people_audit(FakeClock(NOW)))
+        deleting = asyncio.create_task(deletions.delete_user("u1", NOW))
+        done, _ = await asyncio.wait([noting, deleting], timeout=0.2)
+        assert not done
+    await asyncio.gather(noting, deleting)
+    keys = [await stores.keys.get_key(key_id) for key_id in uses]
+    assert [key and key.last_used_time for key in keys] == [NOW] * 3
+
+
+async def test_keys_are_deleted_in_the_order_in_which_uses_are_noted(postgresql: Database) -> None:
+    """As Python sorts, and not as the language does that a PostgreSQL was made for, of which there is none in tests."""
+    await filled(postgresql)
+    statements: list[str] = []
+
+    def hear(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(" ".join(statement.split()))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", hear)
+    try:
+        await DeletionStore(postgresql, people_audit(FakeClock(NOW))).delete_user("u1", NOW)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", hear)
+    locks = [one for one in statements if "FROM api_keys" in one]
+    assert [one.endswith('ORDER BY api_keys.key_id COLLATE "C" FOR UPDATE') for one in locks] == [True]
 
 
 async def test_the_migration_goes_back_with_people_in_place(stores: Stores) -> None:

@@ -50,13 +50,15 @@ class DriverError(Exception):
         exc.OperationalError("SELECT", {}, Exception("secret detail")),
         exc.InterfaceError("SELECT", {}, Exception("secret detail")),
         exc.DBAPIError("SELECT", {}, DriverError("57P01")),
+        exc.DBAPIError("UPDATE", {}, DriverError("40P01")),
+        exc.DBAPIError("UPDATE", {}, DriverError("40001")),
         exc.DBAPIError("SELECT", {}, Exception(), connection_invalidated=True),
         DriverError("57P03"),
         DriverError("53300"),
     ],
 )
 def test_an_outage_is_one_error(error: Exception) -> None:
-    """Whatever way the database is away, callers see SERVICE_UNAVAILABLE and none of the cause."""
+    """Whatever way the database is away, or ended us for others, callers see SERVICE_UNAVAILABLE and none of the cause."""
     with pytest.raises(NaruError) as failure, translated():
         raise error
     assert failure.value.reason is Reason.SERVICE_UNAVAILABLE
