@@ -13,11 +13,12 @@ from authsvc.audit import AuditEntry
 from authsvc.people_audit import TellMember, TellWorkspace
 from authsvc.records import Workspace
 from authsvc.rows import hold_workspace, number_invalidation
-from authsvc.tables import api_keys, memberships, users, workspaces
+from authsvc.tables import api_keys, installation, memberships, users, workspaces
 from authsvc.user_records import Membership
 from authsvc.user_rows import from_membership, micros, to_membership, to_seat, to_workspace
 from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
+from naru.identity import Role
 
 
 class WorkspaceStore:
@@ -150,10 +151,15 @@ def _members(workspace_id: str) -> sa.Select[tuple[object, ...]]:
 
 
 async def _number_all(connection: AsyncConnection, workspace_id: str, now: float) -> int | None:
+    """Numbers the workspace's keys and whoever acts in it: its members, and in the installation's first one administrators."""
     members = sa.select(memberships.c.user_id).where(memberships.c.workspace_id == workspace_id)
+    # Those whom all workspaces sent away act there; which these are may change at this moment.
+    is_first = sa.exists().where(installation.c.first_workspace_id == workspace_id)
+    at_home = sa.and_(users.c.role == Role.ADMIN.value, users.c.delete_time.is_(None), is_first)
+    acting = sa.select(users.c.user_id).where(sa.or_(users.c.user_id.in_(members), at_home))
     keys = sa.select(api_keys.c.key_id).where(api_keys.c.workspace_id == workspace_id, api_keys.c.revoke_time.is_(None))
     sequence = None
-    for user_id in (await connection.execute(members)).scalars().all():
+    for user_id in (await connection.execute(acting)).scalars().all():
         sequence = await number_invalidation(connection, user_id=user_id, time=now)
     for key_id in (await connection.execute(keys)).scalars().all():
         sequence = await number_invalidation(connection, key_id=key_id, time=now)

@@ -187,6 +187,19 @@ async def test_no_workspaces_admin_shuts_an_administrator_out(naru: Installation
     assert (await naru.ask("PUT", seat, {"role": "workspace_admin"}, token=admin)).status == 200
 
 
+async def test_another_tier_reaches_an_administrator_without_a_workspace(naru: Installation) -> None:
+    """Who acts in the first workspace without being a member has its new tier with the token that they have."""
+    boss = await naru.new_user("boss@example.com", role="admin")
+    token = (await naru.login("boss@example.com"))["access_token"]
+    where = f"/api/workspaces/{naru.workspace_id}"
+    assert (await naru.ask("DELETE", f"{where}/members/{boss['user_id']}", token=naru.key)).status == 200
+    for tier in ("pro", "enterprise"):
+        assert (await naru.ask("PUT", where, {"name": "default", "tier": tier}, token=naru.key)).status == 200
+        async with asyncio.timeout(20):
+            while (await me(naru, token))["principal"]["tier"] != tier:
+                await asyncio.sleep(0.01)
+
+
 async def test_a_narrowed_key_lets_nobody_in(naru: Installation) -> None:
     """A key narrowed to models or networks makes no user, invite or password, and promotes nobody: they are not narrowed."""
     ann, bob = await naru.new_user(), await naru.new_user("bob@example.com", blocked=True)
