@@ -1,14 +1,13 @@
-"""Pages of lists that are ordered by a name: the token is the last name of the page before, and what was asked for."""
+"""Pages of lists that are ordered by a name, in which each item has another."""
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from naru.errors import invalid_argument
+from naru.paging import read_token, write_token
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1_000
@@ -41,22 +40,12 @@ class PageRequest:
     @property
     def after(self) -> str:
         """The name to begin after; empty for the first page. Raises NaruError INVALID_ARGUMENT for another list's token."""
-        if not self.token:
-            return ""
-        try:
-            name, *filters = json.loads(base64.b64decode(self.token, altchars=b"-_", validate=True))
-        except (ValueError, TypeError, RecursionError):
-            name, filters = None, []
-        if not isinstance(name, str) or not name or "\0" in name or filters != [*self.filters]:
-            raise invalid_argument(
-                "page_token", "page_token must be the next_page_token of the page before, with the same filters."
-            )
-        return name
+        last = read_token(self.filters, self.token, (str,))
+        return "" if last is None else str(last[0])
 
     def page(self, items: Sequence[Item], name: Callable[[Item], str]) -> Page[Item]:
         """The page, from up to `limit` items."""
         shown = tuple(items[: self.limit - 1])
         if len(items) == len(shown):
             return Page(shown, "")
-        token = json.dumps([name(shown[-1]), *self.filters]).encode()
-        return Page(shown, base64.urlsafe_b64encode(token).decode())
+        return Page(shown, write_token(self.filters, (name(shown[-1]),)))

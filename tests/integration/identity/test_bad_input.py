@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,23 @@ async def test_filters_that_are_none(naru: Installation) -> None:
         assert await refused(naru, "GET", f"/api/invites?{query}") == (400, param), query
     assert await refused(naru, "GET", f"/api/users?page_token={token}") == (400, "page_token")
     assert await naru.contents() == before
+
+
+async def test_page_tokens_that_no_database_takes(naru: Installation) -> None:
+    """A token whose last name is half a character, a null or no text is none of ours, whoever sends it."""
+    user = await naru.new_user()
+    ann = (await naru.login(EMAIL))["access_token"]
+    for name in ("one", "two"):
+        made = await naru.ask("POST", "/api/workspaces", {"name": name}, token=naru.key)
+        seat = f"/api/workspaces/{made.body['workspace_id']}/members/{user['user_id']}"
+        assert (await naru.ask("PUT", seat, {}, token=naru.key)).status == 200
+    first = (await naru.ask("GET", "/api/workspaces?page_size=1", token=ann)).body
+    last, token = first["workspaces"][-1]["name"], json.loads(base64.urlsafe_b64decode(first["next_page_token"]))
+    for name in ("\ud800", "a\udfffb", "a\0b", 5, None, ["one"]):
+        forged = [name if part == last else part for part in token]
+        encoded = base64.urlsafe_b64encode(json.dumps(forged).encode()).decode()
+        asked = await refused(naru, "GET", f"/api/workspaces?page_token={encoded}", token=ann)
+        assert asked == (400, "page_token"), forged
 
 
 async def test_headers_that_are_none(naru: Installation) -> None:
