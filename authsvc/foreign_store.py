@@ -92,20 +92,23 @@ class ForeignStore:
         )
 
     async def insert(self, user: User, seat: Membership, made: Sequence[AuditEntry], joined: AuditEntry) -> None:
-        """Makes the user, and a member; nothing where somebody else did at the same time, or where the workspace is gone.
+        """Makes the user, and a member; nothing where somebody else did at the same time, or where either was deleted.
 
         `made` are the audit's entries when there is no such user yet, `joined` is its entry when there is.
         """
-        query = sa.select(users.c.user_id).where(users.c.user_id == user.user_id)
+        query = sa.select(users.c.delete_time).where(users.c.user_id == user.user_id)
         try:
             async with self._database.writing() as connection:
+                # Nobody deletes them before they are a member.
+                found = (await connection.execute(query.with_for_update(read=True, key_share=True))).one_or_none()
+                if found is not None and found.delete_time is not None:
+                    return  # which the next look tells
                 await hold_workspace(connection, seat.workspace_id)
-                known = (await connection.execute(query)).one_or_none() is not None
-                if not known:
+                if found is None:
                     values = {**from_user(user), "password_hash": NO_PASSWORD}
                     await connection.execute(sa.insert(users).values(values))
                 await connection.execute(sa.insert(memberships).values(from_membership(seat)))
-                for entry in (joined,) if known else made:
+                for entry in made if found is None else (joined,):
                     await audit.record(connection, entry)
         except IntegrityError:
             return  # two first requests at once

@@ -49,7 +49,7 @@ from authsvc.tables import (
     workspaces,
 )
 from naru.database import Database
-from naru.errors import NaruError, Reason
+from naru.errors import NaruError, Reason, not_found
 
 _DAY_SECONDS = 86_400.0
 # Made once, as making it takes longer than running it. One statement sees one snapshot: an invalidation that the position
@@ -170,11 +170,14 @@ class KeyStore:
             The key that is there now, and whether this call made it.
 
         Raises:
-            NaruError: ALREADY_EXISTS when the request id was seen with another body; NOT_FOUND when the workspace is gone;
-                FAILED_PRECONDITION when the key's user would have more than `user_keys` that work or are a day old at most.
+            NaruError: ALREADY_EXISTS when the request id was seen with another body; NOT_FOUND when the workspace, or the
+                key's user, is gone; FAILED_PRECONDITION when that user would have more than `user_keys` that work or are a
+                day old at most.
         """
         try:
             async with self._database.writing() as connection:
+                if key.user_id:
+                    await _hold_owner(connection, key.user_id)
                 await hold_workspace(connection, key.workspace_id)
                 if mark is not None:
                     await _forget_request(connection, mark, before=key.create_time - REQUEST_ID_SECONDS)
@@ -317,10 +320,18 @@ async def _insert_key(connection: AsyncConnection, key: ApiKey, digest: SecretDi
     await connection.execute(sa.insert(api_keys).values(values))
 
 
+async def _hold_owner(connection: AsyncConnection, user_id: str) -> None:
+    """Keeps a key's user from being deleted before the transaction ends; of two who make them a key the second waits.
+
+    Raises NaruError NOT_FOUND when there is none.
+    """
+    owner = sa.select(users.c.user_id).where(is_owner(user_id)).with_for_update(key_share=True)
+    if (await connection.execute(owner)).one_or_none() is None:
+        raise not_found("user", user_id)
+
+
 async def _check_number(connection: AsyncConnection, key: ApiKey, most: int) -> None:
-    """Raises NaruError FAILED_PRECONDITION when the user of a new key has more than `most`. Of two at once the second waits."""
-    owner = sa.select(users.c.user_id).where(users.c.user_id == key.user_id)
-    await connection.execute(owner.with_for_update(key_share=True))
+    """Raises NaruError FAILED_PRECONDITION when the user of a new key, who is held, has more than `most`."""
     # Those of a day count whatever became of them, as their rows stay.
     fresh = api_keys.c.create_time > micros(key.create_time - _DAY_SECONDS)
     mine = sa.and_(api_keys.c.user_id == key.user_id, sa.or_(_alive(micros(key.create_time)), fresh))

@@ -18,6 +18,7 @@ from naru.database import Database
 from naru.identity import Role
 from naru.ids import uuid7
 from naru.testing.clock import FakeClock
+from tests.support.auth_store import people_audit
 
 NOW = 1_800_000_000.0
 
@@ -104,3 +105,24 @@ async def test_who_was_deleted_does_not_come_back(database: Database) -> None:
     assert (stored.known, stored.blocked) == (True, True)
     await deletions.delete_workspace("other", NOW)
     assert (await foreign.look_up(uuid7(), ("other",))).places == ()
+
+
+async def test_nobody_joins_who_is_being_deleted(database: Database) -> None:
+    """Who comes with a token to another workspace at that moment, or was looked up before, is no member of it after."""
+    first = await add_first_workspace(database)
+    await add_workspace(database, Workspace("other", "Other", "pro", 0.0))
+    foreign, user_id = ForeignStore(database), uuid7()
+    await make(foreign, user_id, first)
+    seat = sa.select(memberships).where(memberships.c.user_id == user_id)
+    async with database.writing() as connection:
+        # Holds the deletion up when it has the user.
+        await connection.execute(seat.with_for_update())
+        deleting = asyncio.create_task(DeletionStore(database, people_audit(FakeClock(NOW))).delete_user(user_id, NOW))
+        await asyncio.wait([deleting], timeout=0.2)
+        coming = asyncio.create_task(make(foreign, user_id, "other"))
+        done, _ = await asyncio.wait([deleting, coming], timeout=0.2)
+        assert not done
+    await asyncio.gather(deleting, coming)
+    entries = await count(database, audit_entries)
+    await make(foreign, user_id, first)
+    assert (await count(database, memberships), await count(database, audit_entries)) == (0, entries)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from authsvc.audit import Auditor, Origin
 from authsvc.authentication import Authenticator
@@ -17,6 +18,7 @@ from authsvc.keys import NewKey, Pepper, Peppers, new_key
 from authsvc.management import KeyManager, KeyWish, MadeKey
 from authsvc.records import ApiKey, KeyFilters, Workspace
 from authsvc.store import KeyStore
+from authsvc.tables import api_keys
 from authsvc.user_records import Membership, User
 from authsvc.users_store import UserStore
 from authsvc.workspaces_store import WorkspaceStore
@@ -165,10 +167,13 @@ async def test_a_key_may_what_its_user_may_now(world: World) -> None:
     assert (await world.authenticator.resolve(free)).principal.role is admin
 
 
-async def test_a_key_of_a_user_that_is_not_there_is_refused(world: World) -> None:
+async def test_a_key_of_a_user_that_is_not_there_is_refused(world: World, database: Database) -> None:
     """Such keys can be from a time at which nobody checked."""
     made: NewKey = new_key(PEPPERS, os.urandom)
-    await insert_key(world.store, ApiKey(made.key_id, "w1", world.clock.time(), user_id="gone"), made.digest)
+    await insert_key(world.store, ApiKey(made.key_id, "w1", world.clock.time()), made.digest)
+    async with database.writing() as connection:
+        is_made = api_keys.c.key_id == made.key_id
+        await connection.execute(sa.update(api_keys).where(is_made).values(user_id="gone"))
     assert await refused(world.authenticator.resolve(made.text)) == invalid_api_key()
 
 

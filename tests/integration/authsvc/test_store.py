@@ -12,16 +12,20 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from authsvc import migrations
+from authsvc.deletions_store import DeletionStore
 from authsvc.keys import SecretDigest
 from authsvc.records import ApiKey, KeyFilters, PageStart, RequestMark, Workspace
 from authsvc.rows import REQUEST_ID_SECONDS
 from authsvc.store import KeyStore, StoredSecret
-from authsvc.tables import metadata
+from authsvc.tables import memberships, metadata
+from authsvc.user_records import Membership, User
+from authsvc.users_store import UserStore
 from naru.database import Database
 from naru.errors import NaruError, Reason, not_found
 from naru.identity import Role, Scopes
+from naru.testing.clock import FakeClock
 from tests.integration.authsvc.harness import refused
-from tests.support.auth_store import bootstrap, insert_key, revoke_key
+from tests.support.auth_store import bootstrap, insert_key, people_audit, revoke_key
 
 NOW = 1_800_000_000.123456
 WORKSPACE = Workspace("w1", "default", "free", NOW)
@@ -34,6 +38,12 @@ def key(number: int, **changes: Any) -> ApiKey:
     return replace(made, **changes)
 
 
+async def add_user(database: Database) -> None:
+    """The user "u1", a member of the workspace."""
+    user = User("u1", "ann@example.com", NOW)
+    assert await UserStore(database).insert_user(user, "hash", Membership("w1", "u1", Role.USER, NOW), [])
+
+
 @pytest.fixture
 async def filled(store: KeyStore) -> KeyStore:
     """A store with one workspace and key 0 in it."""
@@ -41,8 +51,9 @@ async def filled(store: KeyStore) -> KeyStore:
     return store
 
 
-async def test_a_key_comes_back_whole(filled: KeyStore) -> None:
+async def test_a_key_comes_back_whole(filled: KeyStore, database: Database) -> None:
     """Every field of a key survives, times to the microsecond."""
+    await add_user(database)
     made = ApiKey(
         key_id="x7Gq01abcdEF",
         workspace_id=WORKSPACE.workspace_id,
@@ -59,6 +70,23 @@ async def test_a_key_comes_back_whole(filled: KeyStore) -> None:
     assert await filled.get_key(made.key_id) == made
     found = (await filled.look_up([made.key_id], NOW))[made.key_id]
     assert (found.key, found.secrets, found.workspace_tier) == (made, (StoredSecret(DIGEST),), "free")
+
+
+async def test_no_key_is_made_for_a_user_who_is_deleted(filled: KeyStore, database: Database) -> None:
+    """Whoever makes it: it waits until the deletion that came first has ended, and there is no such user then."""
+    await add_user(database)
+    seat = sa.select(memberships).where(memberships.c.user_id == "u1")
+    async with database.writing() as connection:
+        # Holds the deletion up when it has the user and their keys.
+        await connection.execute(seat.with_for_update())
+        deleting = asyncio.create_task(DeletionStore(database, people_audit(FakeClock(NOW))).delete_user("u1", NOW))
+        await asyncio.wait([deleting], timeout=0.2)
+        making = asyncio.create_task(insert_key(filled, key(1, user_id="u1"), DIGEST))
+        done, _ = await asyncio.wait([deleting, making], timeout=0.2)
+        assert not done
+    await deleting
+    assert await refused(making) == not_found("user", "u1")
+    assert await filled.get_key(key(1).key_id) is None
 
 
 async def test_an_unknown_key_is_none(filled: KeyStore) -> None:
