@@ -119,11 +119,9 @@ class WorkspaceManager:
         check_seat_role(wish.role)
         _check_manages(caller, wish.workspace_id, "SetMember")
         check_whole(caller, f"{_SERVICE}/SetMember")
-        known = await self._store.get_member(wish.workspace_id, wish.user_id)
-        if known is None and caller.role is not Role.ADMIN:
-            raise not_found("user", wish.user_id)
         wish = replace(wish, create_time=self._clock.time())
-        self._announce(await self._store.set_member(wish, self._audit.member))
+        may_add = caller.role is Role.ADMIN
+        self._announce(await self._store.set_member(wish, self._audit.member, may_add=may_add))
         member = await self._store.get_member(wish.workspace_id, wish.user_id)
         if member is None:
             raise not_found("user", wish.user_id)

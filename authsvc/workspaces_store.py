@@ -104,11 +104,11 @@ class WorkspaceStore:
         async with self._database.reading() as connection:
             return [to_membership(row) for row in await connection.execute(query)]
 
-    async def set_member(self, member: Membership, tell: TellMember) -> int:
+    async def set_member(self, member: Membership, tell: TellMember, *, may_add: bool = True) -> int:
         """Makes a user a member, or changes what they are; the number of the invalidation. What changes nothing leaves no entry.
 
         Raises:
-            NaruError: NOT_FOUND when there is no such workspace or user.
+            NaruError: NOT_FOUND when there is no such workspace or user, or without `may_add` when they are no member.
         """
         which = (memberships.c.workspace_id == member.workspace_id) & (memberships.c.user_id == member.user_id)
         living = sa.and_(users.c.user_id == member.user_id, users.c.delete_time.is_(None))
@@ -119,6 +119,8 @@ class WorkspaceStore:
                 raise not_found("user", member.user_id)
             await hold_workspace(connection, member.workspace_id)
             found = (await connection.execute(sa.select(memberships).where(which).with_for_update())).one_or_none()
+            if found is None and not may_add:
+                raise not_found("user", member.user_id)
             before = None if found is None else to_seat(found)
             after = member if before is None else replace(before, role=member.role)
             if before is not None:

@@ -20,7 +20,7 @@ from authsvc.keys import SecretDigest
 from authsvc.records import ApiKey, Workspace
 from authsvc.sessions_store import KEPT_SECONDS, SessionStore
 from authsvc.store import KeyStore
-from authsvc.tables import api_keys, metadata, refresh_tokens, sessions
+from authsvc.tables import api_keys, memberships, metadata, refresh_tokens, sessions
 from authsvc.user_records import Invite, Membership, Seat, Session, User
 from authsvc.users_store import UserStore
 from authsvc.workspaces_store import WorkspaceStore
@@ -235,6 +235,19 @@ async def test_members_need_a_user_and_a_workspace(stores: Stores) -> None:
     member = Membership("w2", "u1", Role.USER, NOW)
     await asyncio.gather(*(stores.workspaces.set_member(member, told) for _ in range(4)))
     assert len(await stores.workspaces.list_members("w2", after="", limit=10)) == 1
+
+
+async def test_a_member_who_was_sent_away_does_not_come_back_by_a_change(stores: Stores) -> None:
+    """A change of a membership that ended, at that moment too, is NOT_FOUND for whoever may not add members."""
+    member, is_member = Membership("w1", "u1", Role.WORKSPACE_ADMIN, NOW), memberships.c.user_id == "u1"
+    await stores.workspaces.set_member(member, told, may_add=False)
+    async with stores.database.writing() as connection:
+        await connection.execute(sa.delete(memberships).where(is_member))
+        changing = asyncio.create_task(stores.workspaces.set_member(member, told, may_add=False))
+        done, _ = await asyncio.wait([changing], timeout=0.2)
+        assert not done
+    assert await reason_of(changing) is Reason.NOT_FOUND
+    assert await stores.workspaces.get_member("w1", "u1") is None
 
 
 async def test_a_deletion_and_noted_uses_do_not_wait_for_each_other(postgresql: Database) -> None:
