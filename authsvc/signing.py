@@ -83,15 +83,16 @@ class KeyRing:
 
     async def look_for(self, kid: str) -> None:
         """Reads the store when it does not know `kid`, at most every 5 seconds. Raises NaruError SERVICE_UNAVAILABLE."""
-        if kid not in self._keys and self._clock.monotonic() - self._read_at >= _RELOAD_SECONDS:
-            await self.turn()
+        if self._may_look_for(kid):
+            async with self._reading:
+                # Whoever was before us may have read it while we waited.
+                if self._may_look_for(kid):
+                    await self._turn()
 
     async def turn(self) -> None:
         """Reads the keys, makes one when it is time, drops those that are of no use. Raises NaruError SERVICE_UNAVAILABLE."""
         async with self._reading:
-            keys = await self._read_or_make()
-            self._keys = keys
-            self._read_at = self._clock.monotonic()
+            await self._turn()
 
     async def run(self) -> None:
         """Turns every minute, for ever."""
@@ -101,6 +102,14 @@ class KeyRing:
                 await self.turn()
             except NaruError as error:
                 _log.warning("the signing keys could not be read", error=error.message)
+
+    def _may_look_for(self, kid: str) -> bool:
+        return kid not in self._keys and self._clock.monotonic() - self._read_at >= _RELOAD_SECONDS
+
+    async def _turn(self) -> None:
+        keys = await self._read_or_make()
+        self._keys = keys
+        self._read_at = self._clock.monotonic()
 
     async def _read_or_make(self) -> dict[str, SigningKey]:
         now = self._clock.time()

@@ -36,6 +36,29 @@ async def test_a_key_that_nobody_can_open_is_replaced(database: Database) -> Non
     assert ring.signing().kid != lost.signing().kid
 
 
+async def test_tokens_of_unknown_keys_have_the_store_read_once(database: Database) -> None:
+    """However many name however many keys that nobody knows, at once or one after the other: once in five seconds."""
+    clock, store = FakeClock(), CountedReads(database)
+    ring = ring_on(store, clock)
+    await ring.turn()
+    for reads in (1, 2, 3):
+        await asyncio.gather(*(ring.look_for(f"unknown-{number}") for number in range(20)))
+        await ring.look_for("unknown-20")
+        assert store.reads == reads
+        clock.advance(5)
+
+
+class CountedReads(SessionStore):
+    """Counts how often it is read."""
+
+    reads = 0
+
+    async def list_signing_keys(self) -> list[StoredSigningKey]:
+        """All signing keys."""
+        self.reads += 1
+        return await super().list_signing_keys()
+
+
 class ReadTogether(SessionStore):
     """The first two to read both have read before either goes on."""
 
