@@ -75,7 +75,7 @@ class Auditor:
         before: Facts | None = None,
         after: Facts | None = None,
         actor: str = "",
-        client_address: str = "",
+        client_address: str | None = None,
     ) -> AuditEntry:
         """An entry for `record`.
 
@@ -86,14 +86,12 @@ class Auditor:
             before: The object as it was; None: there was none. Never with a secret, or a digest of one, in it.
             after: The object as it is now; None: there is none any more.
             actor: Who does it, where they prove it otherwise than by the credential of the request; empty: as that says.
-            client_address: Where they are, where the request says it in a field; empty: as its context says.
+            client_address: Where they are, where the request says it in a field, empty: it does not know; None: as its context
+                says.
         """
         asked = self._origin()
-        origin = replace(
-            asked,
-            actor=actor or asked.actor,
-            client_address=client_address[:ADDRESS_CHARACTERS_MAX] or asked.client_address,
-        )
+        address = asked.client_address if client_address is None else client_address[:ADDRESS_CHARACTERS_MAX]
+        origin = replace(asked, actor=actor or asked.actor, client_address=address)
         return AuditEntry(self._new_id(), self._clock.time(), origin, action, object_id, workspace_id, before, after)
 
 
@@ -112,8 +110,10 @@ async def record(connection: AsyncConnection, entry: AuditEntry) -> None:
     await connection.execute(sa.insert(audit_entries).values(values))
 
 
-def origin_of(request: RequestContext) -> Origin:
-    """Who asks by a request of ours."""
+def origin_of(request: RequestContext | None) -> Origin:
+    """Who asks by a request of ours; not known yet while that is found out, which is before there is a context."""
+    if request is None:
+        return Origin("")
     principal, service = request.caller.principal, request.caller.service
     if principal is None:
         actor = f"service:{service}"

@@ -109,13 +109,14 @@ class ForeignAuthenticator:
         session = self._openwebui.sessions is not None and face.algorithm == "HS256" and not face.issuer
         return face if session else None
 
-    async def resolve(self, token: str, face: Face, workspace_id: str = "") -> Authentication:
+    async def resolve(self, token: str, face: Face, workspace_id: str = "", client_address: str = "") -> Authentication:
         """Who a token belongs to, and until when that holds: for a provider's no longer than its keys are kept.
 
         Args:
             token: A token that was recognised.
             face: What it says of itself.
             workspace_id: Where to act, if the token names several workspaces; empty, or none of them: in the first.
+            client_address: Where the person is, for the audit; empty: not known.
 
         Raises:
             NaruError: INVALID_API_KEY, one text for every cause, also for a blocked user; PERMISSION_DENIED when there is no
@@ -126,7 +127,8 @@ class ForeignAuthenticator:
         except InvalidTokenError as error:
             _log.debug("a token of others was refused", why=str(error))
             raise invalid_api_key() from None
-        account = await self._account(person, home, person.workspaces or _named(home.workspace), workspace_id)
+        wanted = person.workspaces or _named(home.workspace)
+        account = await self._account(person, home, wanted, workspace_id, client_address)
         if account.stored.blocked:
             raise invalid_api_key()
         principal = Principal(
@@ -173,7 +175,9 @@ class ForeignAuthenticator:
         # Nobody is told that a provider withdrew the key, so whoever keeps the answer has to ask anew.
         return min(person.expire_time, self._clock.time() + PERIOD_SECONDS)
 
-    async def _account(self, person: Person, home: Home, wanted: tuple[str, ...], workspace_id: str) -> _Account:
+    async def _account(
+        self, person: Person, home: Home, wanted: tuple[str, ...], workspace_id: str, client_address: str = ""
+    ) -> _Account:
         """The account of a person in a workspace, made where there is none."""
         for _ in range(_LOOKS_MAX):
             stored = await self._store.look_up(person.user_id, wanted)
@@ -183,10 +187,10 @@ class ForeignAuthenticator:
             place = next((one for one in stored.places if one.workspace_id == workspace_id), stored.places[0])
             if stored.blocked or (stored.known and place.member):
                 return _Account(stored, place)
-            await self._make(person, place.workspace_id, blocked=home.block_new)
+            await self._make(person, place.workspace_id, client_address, blocked=home.block_new)
         raise unavailable("authsvc")
 
-    async def _make(self, person: Person, workspace_id: str, *, blocked: bool) -> None:
+    async def _make(self, person: Person, workspace_id: str, client_address: str, *, blocked: bool) -> None:
         kind = "open-webui" if person.issuer == OPEN_WEBUI else "oidc"
         user = User(
             user_id=person.user_id,
@@ -199,8 +203,9 @@ class ForeignAuthenticator:
         )
         seat = Membership(workspace_id, user.user_id, Role.USER, user.create_time)
         actor = user_actor(user.user_id)
-        made = self._audit.user_created(user, seat, actor=actor)
-        await self._store.insert(user, seat, made, self._audit.member(None, seat, actor=actor))
+        made = self._audit.user_created(user, seat, actor=actor, client_address=client_address)
+        joined = self._audit.member(None, seat, actor=actor, client_address=client_address)
+        await self._store.insert(user, seat, made, joined)
 
 
 def _named(workspace: str) -> tuple[str, ...]:

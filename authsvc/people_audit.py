@@ -30,14 +30,14 @@ class PeopleAudit:
     """Makes the audit's entries about people and where they belong.
 
     Whoever has no access token yet acts as the edge; where they proved who they are, `actor` names them, and `client_address` is
-    where the edge says they are.
+    where the edge says they are, empty where it does not say.
     """
 
     def __init__(self, auditor: Auditor) -> None:
         self._auditor = auditor
 
     def user_created(
-        self, user: User, seat: Membership, *, invite_id: str = "", actor: str = "", client_address: str = ""
+        self, user: User, seat: Membership, *, invite_id: str = "", actor: str = "", client_address: str | None = None
     ) -> tuple[AuditEntry, AuditEntry]:
         """A user who came, by an invite perhaps, and where they came to, which that workspace's administrators see."""
         invited = {"invite_id": invite_id} if invite_id else {}
@@ -50,7 +50,9 @@ class PeopleAudit:
         """A user who is something else now."""
         return self._auditor.entry("user.update", after.user_id, before=asdict(before), after=asdict(after))
 
-    def sessions_ended(self, action: str, user_id: str, *, actor: str = "", client_address: str = "") -> TellEnded:
+    def sessions_ended(
+        self, action: str, user_id: str, *, actor: str = "", client_address: str | None = None
+    ) -> TellEnded:
         """What ended all sessions of a user. Of a password the entry shows that it changed, and no more."""
 
         def tell(ended: int) -> AuditEntry:
@@ -124,7 +126,12 @@ class PeopleAudit:
         )
 
     def member(
-        self, before: Membership | None, after: Membership | None, *, actor: str = "", client_address: str = ""
+        self,
+        before: Membership | None,
+        after: Membership | None,
+        *,
+        actor: str = "",
+        client_address: str | None = None,
     ) -> AuditEntry:
         """A membership, by its user: set, or removed where it is None after. Raises ValueError when it never was."""
         member = after or before

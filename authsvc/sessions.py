@@ -198,8 +198,8 @@ class SessionManager:
             user_id = stored.session.user_id
             await self.revoke_all(user_id, actor=user_actor(user_id), client_address=client_address)
 
-    async def revoke_all(self, user_id: str, *, actor: str = "", client_address: str = "") -> int:
-        """Ends all sessions of a user; how many. The audit names `actor` and `client_address`; empty: the caller's."""
+    async def revoke_all(self, user_id: str, *, actor: str = "", client_address: str | None = None) -> int:
+        """Ends all sessions of a user; how many. Without `actor` and `client_address` the audit names the caller's."""
         tell = self._audit.sessions_ended(REVOKE_SESSIONS, user_id, actor=actor, client_address=client_address)
         ended, sequence = await self._sessions.revoke_sessions(user_id, self._clock.time(), tell)
         self._announce(sequence)

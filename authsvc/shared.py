@@ -10,7 +10,7 @@ from authsvc.invalidations import InvalidationFeed
 from authsvc.keys import Peppers
 from authsvc.store import KeyStore
 from naru.clock import Clock
-from naru.context import current
+from naru.context import current_or_none
 from naru.database import Database
 from naru.ids import uuid7
 
@@ -36,7 +36,7 @@ class Shared:
             database=database,
             store=store,
             feed=InvalidationFeed(store, clock),
-            auditor=Auditor(origin=lambda: origin_of(current()), clock=clock, new_id=uuid7),
+            auditor=Auditor(origin=lambda: origin_of(current_or_none()), clock=clock, new_id=uuid7),
             peppers=peppers,
             clock=clock,
         )

@@ -100,7 +100,7 @@ class CredentialAuthenticator:
         if access_token.looks_like(credential):
             face = self._foreign.recognise(credential)
             if face is not None:
-                return await self._foreign.resolve(credential, face, workspace_id)
+                return await self._foreign.resolve(credential, face, workspace_id, client_address)
             return await self._tokens.resolve(credential, workspace_id)
         return await self._keys.resolve(credential, client_address)
 

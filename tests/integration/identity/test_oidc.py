@@ -16,6 +16,8 @@ import pytest_asyncio
 from cryptography.hazmat.primitives import serialization
 
 from authsvc.provider_keys import PERIOD_SECONDS, RETRY_SECONDS
+from naru.api.auth.v1 import session_service_pb2, session_service_pb2_grpc
+from naru.client import ServiceClient
 from tests.support.foreign_harness import Whole, whole
 from tests.support.foreign_tokens import FakeProvider, fake_provider, hs256, new_rsa
 from tests.support.identity_harness import Answer, Installation, installation
@@ -298,6 +300,27 @@ async def test_a_changed_block_holds_for_keys_and_tokens(naru: Whole, provider: 
             while (await naru.ask("GET", "/v1/models", token=token)).status != status:
                 await asyncio.sleep(0.01)
     assert (await principal_of(naru, token))["tier"] == "pro", "the user's tier goes first"
+
+
+async def entries_by(naru: Whole, user_id: str) -> list[tuple[str, str]]:
+    """Actions of a user and where they were, as the audit tells it."""
+    listed = await naru.ask("GET", f"/api/audit?actor=user:{user_id}", token=naru.key)
+    assert listed.status == 200, listed
+    return sorted((entry["action"], entry.get("client_address", "")) for entry in listed.body["entries"])
+
+
+async def test_the_audit_does_not_take_the_edge_for_the_person(naru: Whole, provider: FakeProvider, bob: str) -> None:
+    """Where a person came from for the first time is not known when an edge asks; who comes to authsvc directly is there."""
+    me = await principal_of(naru, provider.token("ec-1", naru.clock.time(), sub=bob), **{"X-Forwarded-For": "10.9.8.7"})
+    assert await entries_by(naru, me["user_id"]) == [("member.set", ""), ("user.create", "")]
+    token = provider.token("ec-1", naru.clock.time(), sub=f"direct-{bob}")
+    client = ServiceClient(naru.authsvc_address, name="authsvc", credential=token)
+    try:
+        stub = session_service_pb2_grpc.SessionServiceStub(client.channel)
+        direct = await client.call(stub.WhoAmI, session_service_pb2.WhoAmIRequest(), timeout=10)
+    finally:
+        await client.close()
+    assert await entries_by(naru, direct.user.user_id) == [("member.set", "127.0.0.1"), ("user.create", "127.0.0.1")]
 
 
 async def test_nobody_logs_in_with_an_account_that_others_vouch_for(
