@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inference.engine import EngineRequest
+from inference.engine import EngineRequest, InputKind
 
 _SHORT_BODY = 2 * 1024
 """Bytes of JSON up to which rendering and tokenising take well below a millisecond."""
@@ -115,4 +115,6 @@ def is_short(request: EngineRequest, body: Mapping[str, Any]) -> bool:
     """Whether it may be rendered on the event loop: OpenAI's JSON, of a few words, nothing of it to be fetched or decoded."""
     if not 0 < len(request.openai_json) <= _SHORT_BODY or body.get("chat_template_kwargs"):
         return False
-    return all(isinstance(message.get("content"), str | None) for message in body.get("messages", ()))
+    # A completion may hold messages too, which nobody has checked and nobody reads.
+    messages = body["messages"] if request.kind is InputKind.OPENAI_CHAT else ()
+    return all(isinstance(message.get("content"), str | None) for message in messages)

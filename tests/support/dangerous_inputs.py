@@ -213,6 +213,8 @@ def _texts() -> list[dict[str, Any]]:
         {"prompt": ["a"] * 100, "n": 128},
         {"echo": True, "max_tokens": 0, "prompt_logprobs": 0},
         {"suffix": "x"},
+        # What is a chat's, and is nobody's in a completion.
+        *({"messages": messages} for messages in ([1], [None], "Hi", 1, {"role": "user"})),
     ]
 
 

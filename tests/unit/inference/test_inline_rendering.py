@@ -27,8 +27,19 @@ def said(content: Any) -> dict[str, Any]:
         (COMPLETION, {"prompt": "Hello" * 1_000}, False),
         (CHAT, said([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), False),
         (CHAT, said("Hello") | {"chat_template_kwargs": {"times": 10**9}}, False),
+        (COMPLETION, {"prompt": "Hello", "messages": [1]}, True),
+        (COMPLETION, {"prompt": "Hello", "messages": 1}, True),
     ],
-    ids=["chat", "completion", "long chat", "long completion", "image", "a template's own arguments"],
+    ids=[
+        "chat",
+        "completion",
+        "long chat",
+        "long completion",
+        "image",
+        "a template's own arguments",
+        "a completion with messages",
+        "a completion with a message",
+    ],
 )
 def test_only_what_is_quickly_done_is_done_at_once(kind: InputKind, body: dict[str, Any], short: bool) -> None:
     assert is_short(openai_request(kind, **body), body) is short
