@@ -59,6 +59,7 @@ FACES: dict[Reason, Face] = {
     Reason.IDEMPOTENCY_OUTCOME_NOT_KEPT: Face(409, _INVALID, "idempotency_outcome_not_kept"),
     Reason.INVALID_CREDENTIALS: Face(401, _INVALID, "invalid_credentials"),
 }
+_ABOUT_THE_BODY = frozenset({Reason.INVALID_ARGUMENT, Reason.NOT_SUPPORTED, Reason.CONTEXT_LENGTH_EXCEEDED})
 # The SDKs retry these statuses by themselves; without a time to wait a retry fails again, or bills again what a deadline cut.
 _HOPELESS_WITHOUT_DELAY = frozenset(
     {
@@ -112,8 +113,24 @@ def plain_error(status: int, message: str, code: str | None = None) -> HttpError
     return HttpError(status, _body(message, _SERVER if status >= 500 else _INVALID, None, code))
 
 
-def in_other_words(text: str, words: Sequence[tuple[str, str]]) -> str:
-    """What is said of a chat completion, as another API says it: `words` are patterns and what stands in their place."""
+def in_other_words(error: NaruError, words: Sequence[tuple[str, str]]) -> NaruError:
+    """The same error as another API's client knows its body, not the chat completion that is made of it.
+
+    Args:
+        error: What is said of the chat completion.
+        words: Patterns and what stands in their place.
+    """
+    # A field that there is not is told by the name that the client gave it, which may be that of a chat completion.
+    if error.reason not in _ABOUT_THE_BODY or error.message.startswith("Unknown parameter: "):
+        return error
+    metadata = dict(error.metadata)
+    field = metadata.get("field") or FACES[error.reason].param
+    if field:
+        metadata["field"] = _replaced(field, words)
+    return NaruError(error.reason, _replaced(error.message, words), metadata=metadata, retry_after=error.retry_after)
+
+
+def _replaced(text: str, words: Sequence[tuple[str, str]]) -> str:
     for theirs, ours in words:
         text = re.sub(theirs, ours, text)
     return text

@@ -19,7 +19,18 @@ _TYPES = {
     504: "timeout_error",
     _OVERLOADED: "overloaded_error",
 }
-_WORDS = (('`tool_choice: "none"`', '`tool_choice: {"type": "none"}`'), ("`stop`", "`stop_sequences`"))
+_WORDS = (
+    ('`tool_choice: "none"`', '`tool_choice: {"type": "none"}`'),
+    ("`stop`", "`stop_sequences`"),
+    (r"\bmax_completion_tokens\b", "max_tokens"),
+    # Not which message: they are numbered differently there.
+    (r"\bmessages\[\d+\](\.\w+|\[\d+\])*", "messages"),
+    (r"\bresponse_format\b(\.json_schema\b)?", "output_config.format"),
+    (r"\breasoning_effort\b", "output_config.effort"),
+    (r"\btools\[(\d+)\]\.function\.parameters\b", r"tools.\1.input_schema"),
+    (r"\btools\[(\d+)\](\.function\b)?", r"tools.\1"),
+    (r"\btool_choice\.function\b", "tool_choice"),
+)
 """What inference says of a chat completion, and how the same is written here."""
 
 
@@ -27,7 +38,7 @@ def anthropic_error(error: NaruError, request_id: str) -> HttpError:
     """How `error` is answered; overload has a status of its own."""
     shown = http_error(error)
     status = _OVERLOADED if error.reason is Reason.OVERLOADED else shown.status
-    return HttpError(status, _body(status, in_other_words(error.message, _WORDS), request_id), shown.headers)
+    return HttpError(status, _body(status, in_other_words(error, _WORDS).message, request_id), shown.headers)
 
 
 def anthropic_plain_error(status: int, message: str, request_id: str) -> HttpError:

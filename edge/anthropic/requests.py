@@ -105,10 +105,13 @@ def parse_messages(body: bytes, *, stream: bool | None = None) -> OpenAiRequest:
     translated = _translate(request)
     if request.max_tokens is None:
         raise invalid_argument("max_tokens", "max_tokens: Field required")
+    if request.max_tokens < 1:
+        raise invalid_argument("max_tokens", "max_tokens: must be at least 1.")
     if request.service_tier not in (None, "auto", "standard_only"):
         raise invalid_argument("service_tier", "service_tier: must be 'auto' or 'standard_only'.")
     translated |= {
-        "max_tokens": request.max_tokens,
+        # The newest of OpenAI's chat models, which an upstream may serve, know this name alone.
+        "max_completion_tokens": request.max_tokens,
         "stream": request.stream,
         "stop": _stops(request.stop_sequences),
         "temperature": request.temperature,

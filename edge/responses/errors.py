@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from edge.http_errors import FACES, in_other_words
-from naru.errors import NaruError, Reason
+from edge.http_errors import in_other_words
+from naru.errors import NaruError
 
-_ABOUT_THE_BODY = frozenset({Reason.INVALID_ARGUMENT, Reason.NOT_SUPPORTED, Reason.CONTEXT_LENGTH_EXCEEDED})
 _WORDS = (
     # Not which message: they are numbered differently from the items.
     (r"\bmessages\b(\[\d+\](\.\w+|\[\d+\])*)?", "input"),
@@ -18,12 +17,4 @@ _WORDS = (
 
 def in_our_words(error: NaruError) -> NaruError:
     """The same error as the client knows its body."""
-    # A field that there is not is told by the name that the client gave it, which may be that of a chat completion.
-    if error.reason not in _ABOUT_THE_BODY or error.message.startswith("Unknown parameter: "):
-        return error
-    metadata = dict(error.metadata)
-    field = metadata.get("field") or FACES[error.reason].param
-    if field:
-        metadata["field"] = in_other_words(field, _WORDS)
-    message = in_other_words(error.message, _WORDS)
-    return NaruError(error.reason, message, metadata=metadata, retry_after=error.retry_after)
+    return in_other_words(error, _WORDS)

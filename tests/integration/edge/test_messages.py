@@ -67,7 +67,7 @@ async def test_the_sdk_gets_a_message(edge: Harness, client: anthropic.AsyncAnth
     assert json.loads(generation.openai.json) == {
         "model": MODEL,
         "messages": [{"role": "system", "content": "Be brief."}, *ASK["messages"]],
-        "max_tokens": 50,
+        "max_completion_tokens": 50,
         "stop": ["END"],
         "temperature": 0.5,
         "top_k": 5,
@@ -226,6 +226,57 @@ async def test_refusals_raise_what_anthropic_raises(
     assert isinstance(body, dict)
     assert (body["type"], body["error"]["type"]) == ("error", kind)
     assert body["request_id"] == caught.value.request_id
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("`max_completion_tokens` is odd.", "`max_tokens` is odd."),
+        ("max_completion_tokens=9 is odd.", "max_tokens=9 is odd."),
+        ("`messages[2].content[0].text` is odd.", "`messages` is odd."),
+        ("`response_format` is odd.", "`output_config.format` is odd."),
+        ("`response_format.json_schema.schema` is odd.", "`output_config.format.schema` is odd."),
+        ("`reasoning_effort` is odd.", "`output_config.effort` is odd."),
+        ("`tools[1].function.parameters` is odd.", "`tools.1.input_schema` is odd."),
+        ("`tools[1].function.parameters.type` is odd.", "`tools.1.input_schema.type` is odd."),
+        ("`tools[12].function.name` is odd.", "`tools.12.name` is odd."),
+        ("`tools[0]` is odd.", "`tools.0` is odd."),
+        ("`tool_choice.function.name` is odd.", "`tool_choice.name` is odd."),
+        ("`tools`, `temperature` and the messages are odd.", "`tools`, `temperature` and the messages are odd."),
+    ],
+)
+@pytest.mark.parametrize("reason", [Reason.INVALID_ARGUMENT, Reason.NOT_SUPPORTED])
+async def test_refusals_name_what_was_sent(edge: Harness, reason: Reason, said: str, message: str) -> None:
+    """What the engine says of the chat completion is told of the body that was sent, in an answer and in a stream's event."""
+    assert await told(edge, NaruError(reason, said)) == (message, message)
+
+
+async def told(edge: Harness, error: NaruError) -> tuple[str, str]:
+    """How an error of inference is told as an answer, and in a stream."""
+    edge.inference.behave = says([refused(error)])
+    async with edge.post(PATH, ASK) as answer:
+        shown = (await answer.json())["error"]["message"]
+    failed = finished(outcome=generation_pb2.FINISH_OUTCOME_FAILED, error=error_to_proto(error))
+    edge.inference.behave = says([accepted(), delta("Par", 1)], [failed])
+    async with edge.post(PATH, ASK | {"stream": True}) as answer:
+        event = json.loads((await answer.text()).rpartition("data: ")[2])
+    return shown, event["error"]["message"]
+
+
+async def test_unknown_fields_keep_their_names(edge: Harness) -> None:
+    """Also those that a chat completion has, which are not the client's word for another one."""
+    for field in ("max_completion_tokens", "response_format"):
+        async with edge.post(PATH, ASK | {field: 5}) as answer:
+            assert (await answer.json())["error"]["message"] == f"Unknown parameter: '{field}'."
+
+
+@pytest.mark.parametrize("most", [0, 2**31])
+async def test_an_impossible_max_tokens_is_called_so(edge: Harness, most: int) -> None:
+    async with edge.post(PATH, ASK | {"max_tokens": most}) as answer:
+        assert answer.status == 400
+        message = (await answer.json())["error"]["message"]
+    assert "max_tokens" in message
+    assert "max_completion_tokens" not in message
 
 
 async def test_who_may_ask(edge: Harness) -> None:

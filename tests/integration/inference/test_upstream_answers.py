@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -144,6 +145,27 @@ async def test_tools_and_reasoning_whole(front: Front) -> None:
     response = await front.naru.client.responses.create(model="ours", input="Hello")
     assert response.output_text == "I will not."
     assert await front.billed(3) == (COMPLETED, REPORTED, 31, 17)
+
+
+async def test_messages_are_asked_as_every_chat_model_understands(front: Front) -> None:
+    """The newest of OpenAI's chat models know `max_completion_tokens` alone; what they say of it is said of `max_tokens`."""
+    front.upstream.answer = whole({"content": "Hello"})
+    ask: dict[str, Any] = {"model": "ours", "max_tokens": 50, "messages": MESSAGES}
+    origin = front.naru.url.removesuffix("/v1")
+    async with anthropic.AsyncAnthropic(base_url=origin, api_key=front.naru.key, max_retries=0) as client:
+        await client.messages.create(**ask, system="Be brief.")
+        assert front.upstream.bodies == [
+            {
+                "model": "theirs",
+                "messages": [{"role": "system", "content": "Be brief."}, *MESSAGES],
+                "max_completion_tokens": 50,
+                "stream": False,
+            }
+        ]
+        said = {"message": "max_completion_tokens is too large: 50.", "param": "max_completion_tokens"}
+        front.upstream.status, front.upstream.answer = 400, {"error": said}
+        with pytest.raises(anthropic.BadRequestError, match=r"'max_tokens is too large: 50\.'"):
+            await client.messages.create(**ask)
 
 
 async def test_what_the_upstream_is_asked(front: Front) -> None:

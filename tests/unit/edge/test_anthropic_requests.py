@@ -150,7 +150,7 @@ def test_conversations(messages: list[Any], expected: list[Any]) -> None:
 )
 def test_fields(fields: dict[str, Any], expected: dict[str, Any]) -> None:
     """Each field has its counterpart, and one that was not given is not made up."""
-    assert translated(**fields) == {"model": "m", "max_tokens": 5, "messages": [USER]} | expected
+    assert translated(**fields) == {"model": "m", "max_completion_tokens": 5, "messages": [USER]} | expected
 
 
 def test_schemas_and_arguments_arrive_as_they_were_written() -> None:
