@@ -147,6 +147,8 @@ def too_long(field: str, prompt_tokens: int, context_tokens: int, asked: int | N
             f"Please reduce the length of the {where} or completion."
         )
     metadata = {"field": field, "prompt_tokens": str(prompt_tokens), "context_tokens": str(context_tokens)}
+    if asked is not None:
+        metadata["max_tokens"] = str(asked)
     return NaruError(Reason.CONTEXT_LENGTH_EXCEEDED, message, metadata=metadata)
 
 

@@ -228,12 +228,12 @@ class VllmRenderer:
     ) -> Any:
         asked = asked_max_tokens(body, chat)
         field = "messages" if chat else "prompt"
-        if prompt_tokens >= self._context_tokens:
-            raise too_long(field, prompt_tokens, self._context_tokens)
         # Whoever has the prompt cut to what fits takes what room is left.
         cut = body.get("truncate_prompt_tokens") is not None
         if asked is not None and not cut and prompt_tokens + asked[1] > self._context_tokens:
             raise too_long(field, prompt_tokens, self._context_tokens, asked[1])
+        if prompt_tokens >= self._context_tokens:
+            raise too_long(field, prompt_tokens, self._context_tokens)
         asked_tokens = asked[1] if asked is not None else None
         if asked_tokens is None and not chat:
             asked_tokens = self._vllm.CompletionRequest.model_fields["max_tokens"].default

@@ -38,7 +38,8 @@ def anthropic_error(error: NaruError, request_id: str) -> HttpError:
     """How `error` is answered; overload has a status of its own."""
     shown = http_error(error)
     status = _OVERLOADED if error.reason is Reason.OVERLOADED else shown.status
-    return HttpError(status, _body(status, in_other_words(error, _WORDS).message, request_id), shown.headers)
+    message = _context_exceeded(error) or in_other_words(error, _WORDS).message
+    return HttpError(status, _body(status, message, request_id), shown.headers)
 
 
 def anthropic_plain_error(status: int, message: str, request_id: str) -> HttpError:
@@ -50,6 +51,20 @@ def anthropic_error_event(error: NaruError, request_id: str, numbered: int) -> b
     """The event that ends a stream that broke."""
     shown = anthropic_error(error, request_id)
     return event("error", msgspec.json.decode(shown.body))
+
+
+def _context_exceeded(error: NaruError) -> str:
+    """Anthropic's own sentence, of which its clients read the figures; "" where there are none, or it is another error."""
+    prompt, context = error.metadata.get("prompt_tokens"), error.metadata.get("context_tokens")
+    if error.reason is not Reason.CONTEXT_LENGTH_EXCEEDED or not prompt or not context:
+        return ""
+    asked = error.metadata.get("max_tokens")
+    if asked and int(prompt) <= int(context):
+        return (
+            f"input length and `max_tokens` exceed context limit: {prompt} + {asked} > {context}, "
+            "decrease input length or `max_tokens` and try again"
+        )
+    return f"prompt is too long: {prompt} tokens > {context} maximum"
 
 
 def _body(status: int, message: str, request_id: str) -> bytes:

@@ -229,6 +229,28 @@ async def test_refusals_raise_what_anthropic_raises(
 
 
 @pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        (
+            {"prompt_tokens": "2000", "context_tokens": "2048", "max_tokens": "50"},
+            "input length and `max_tokens` exceed context limit: 2000 + 50 > 2048, "
+            "decrease input length or `max_tokens` and try again",
+        ),
+        (
+            {"prompt_tokens": "2060", "context_tokens": "2048", "max_tokens": "50"},
+            "prompt is too long: 2060 tokens > 2048 maximum",
+        ),
+        ({"prompt_tokens": "2060", "context_tokens": "2048"}, "prompt is too long: 2060 tokens > 2048 maximum"),
+        ({"context_tokens": "2048"}, "Too long."),
+    ],
+)
+async def test_a_full_context(edge: Harness, figures: dict[str, str], message: str) -> None:
+    """It is told in Anthropic's sentences, of which clients read by how much it is too full; in a stream's event too."""
+    error = NaruError(Reason.CONTEXT_LENGTH_EXCEEDED, "Too long.", metadata={"field": "messages", **figures})
+    assert await told(edge, error) == (message, message)
+
+
+@pytest.mark.parametrize(
     ("said", "message"),
     [
         ("`max_completion_tokens` is odd.", "`max_tokens` is odd."),

@@ -254,6 +254,8 @@ async def test_what_does_not_fit_in_the_context_is_refused() -> None:
     assert prompt_too_long.value.reason is output_too_long.value.reason is Reason.CONTEXT_LENGTH_EXCEEDED
     assert prompt_too_long.value.metadata == {"field": "prompt", "prompt_tokens": "20", "context_tokens": "20"}
     assert "maximum context length is 20 tokens" in output_too_long.value.message
+    asked = {"field": "prompt", "prompt_tokens": "18", "context_tokens": "20", "max_tokens": "3"}
+    assert output_too_long.value.metadata == asked
     assert fitting.outputs[-1].completion_tokens == 2
 
 

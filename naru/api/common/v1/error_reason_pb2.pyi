@@ -30,7 +30,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: _ErrorReason.ValueType  # 2
     """Prompt and requested output do not fit in the model's context. INVALID_ARGUMENT, HTTP 400.
-    Example metadata: {"field": "messages", "prompt_tokens": "2100", "context_tokens": "2048"}.
+    Example metadata: {"field": "messages", "prompt_tokens": "2000", "context_tokens": "2048", "max_tokens": "100"}.
     """
     ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 3
     """No credential was sent, or not in a form that is accepted. UNAUTHENTICATED, HTTP 401.
@@ -137,7 +137,7 @@ Example metadata: {"field": "temperature"}.
 """
 ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: ErrorReason.ValueType  # 2
 """Prompt and requested output do not fit in the model's context. INVALID_ARGUMENT, HTTP 400.
-Example metadata: {"field": "messages", "prompt_tokens": "2100", "context_tokens": "2048"}.
+Example metadata: {"field": "messages", "prompt_tokens": "2000", "context_tokens": "2048", "max_tokens": "100"}.
 """
 ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 3
 """No credential was sent, or not in a form that is accepted. UNAUTHENTICATED, HTTP 401.
