@@ -78,7 +78,7 @@ def anthropic_schemas() -> dict[str, Schema]:
         "role": {"const": "assistant"},
         "model": field("string", "The model that answered."),
         "content": objects | {"description": "Blocks: text, tool_use, thinking."},
-        "stop_reason": field("string", "Why it ended: end_turn, max_tokens, stop_sequence or tool_use."),
+        "stop_reason": field("string", "Why it ended: end_turn, max_tokens, stop_sequence, tool_use or refusal."),
         "stop_sequence": {"type": ["string", "null"], "description": "The text that ended it."},
         "usage": field("object", "`input_tokens` are those that did not come from the cache."),
     }

@@ -39,8 +39,11 @@ def response_schemas() -> dict[str, Schema]:
         "id": field("string", "Id of the answer."),
         "object": {"const": "response"},
         "created_at": field("integer", "Seconds since the Unix epoch."),
-        "status": field("string", "completed, or incomplete when the limit cut it."),
-        "incomplete_details": {"type": ["object", "null"], "description": "`reason`: max_output_tokens."},
+        "status": field("string", "completed, or incomplete when the limit or a filter cut it."),
+        "incomplete_details": {
+            "type": ["object", "null"],
+            "description": "`reason`: max_output_tokens or content_filter.",
+        },
         "model": field("string", "The model that answered."),
         "output": objects | {"description": "Items: message, function_call, reasoning."},
         "usage": field("object", "Tokens of prompt and answer."),

@@ -131,6 +131,9 @@ class Ending:
                 return "max_tokens", None
             case "tool_calls":
                 return "tool_use", None
+            case "content_filter":
+                # An upstream's.
+                return "refusal", None
             case _ if self._stop_text:
                 return "stop_sequence", self._stop_text
             case _:

@@ -12,6 +12,8 @@ from edge.openai.answers import SERVICE_FINISH_REASONS, AnswerOptions
 from naru.usage import Usage
 
 _encode = msgspec.json.encode
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+"""Ends of a chat completion that leave a response incomplete, and how this API names them. The filter is an upstream's."""
 
 
 class ResponseStream:
@@ -27,7 +29,7 @@ class ResponseStream:
         self._output: list[dict[str, Any]] = []
         self._open: tuple[str, int] | None = None
         self._pieces: list[str] = []
-        self._length = False
+        self._incomplete: str | None = None
 
     def start(self) -> bytes:
         """The response, with no output yet."""
@@ -47,7 +49,7 @@ class ResponseStream:
             for call in delta.tool_calls:
                 self._grow(chunks, ("function_call", call.index), call.arguments, call)
             if delta.finish_reason and delta.finish_reason not in SERVICE_FINISH_REASONS:
-                self._length = delta.finish_reason == "length"
+                self._incomplete = _INCOMPLETE.get(delta.finish_reason)
         return b"".join(chunks)
 
     def finish(self, usage: Usage, cost: int | None = None) -> bytes:
@@ -59,7 +61,7 @@ class ResponseStream:
 
     def complete(self, usage: Usage, chunks: list[bytes]) -> dict[str, Any]:
         """Ends the open item, whose events go to `chunks`, and returns the whole response."""
-        status = "incomplete" if self._length else "completed"
+        status = "incomplete" if self._incomplete else "completed"
         self._close(chunks, status)
         return self._response(status, usage)
 
@@ -137,7 +139,7 @@ class ResponseStream:
             "status": status,
             "background": False,
             "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "incomplete_details": {"reason": self._incomplete} if self._incomplete else None,
             "model": options.model,
             "output": self._output,
             "previous_response_id": None,

@@ -124,6 +124,7 @@ async def test_the_events_are_anthropics(edge: Harness) -> None:
     ("end", "reason", "sequence"),
     [
         ({"finish": "length"}, "max_tokens", None),
+        ({"finish": "content_filter"}, "refusal", None),
         ({"finish": "stop", "stop_text": "END"}, "stop_sequence", "END"),
     ],
 )

@@ -84,9 +84,10 @@ async def test_the_sdk_streams(edge: Harness, client: openai.AsyncOpenAI) -> Non
         assert "[DONE]" not in await answer.text()
 
 
-async def test_incomplete_on_length(edge: Harness, client: openai.AsyncOpenAI) -> None:
-    """An answer that reaches its limit says so, whole and streamed."""
-    edge.inference.behave = says([accepted()], [delta("Par", 1, finish="length"), finished()])
+@pytest.mark.parametrize(("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
+async def test_incomplete(edge: Harness, client: openai.AsyncOpenAI, finish: str, reason: str) -> None:
+    """An answer that reaches its limit, or that an upstream's filter ended, says so, whole and streamed."""
+    edge.inference.behave = says([accepted()], [delta("Par", 1, finish=finish), finished()])
     whole = await client.responses.create(**ASK, max_output_tokens=1)
     async with client.responses.stream(**ASK, max_output_tokens=1) as stream:
         events = [event async for event in stream]
@@ -95,7 +96,7 @@ async def test_incomplete_on_length(edge: Harness, client: openai.AsyncOpenAI) -
     for response in (whole, last.response):
         assert response.status == "incomplete"
         assert response.incomplete_details is not None
-        assert response.incomplete_details.reason == "max_output_tokens"
+        assert response.incomplete_details.reason == reason
         assert response.output[0].status == "incomplete"  # type: ignore[union-attr] # a message
 
 

@@ -87,6 +87,7 @@ def test_an_answer_without_a_word() -> None:
         ([Delta(0, "a", 1, finish_reason="stop")], "end_turn", None),
         ([Delta(0, "a", 1, finish_reason="stop", stop_text="###")], "stop_sequence", "###"),
         ([Delta(0, "a", 1, finish_reason="length")], "max_tokens", None),
+        ([Delta(0, "a", 1, finish_reason="content_filter")], "refusal", None),
         ([calling(0, "{}", "c", "f"), Delta(0, "", 2, finish_reason="stop")], "tool_use", None),
         ([Delta(0, "a", 1, finish_reason="abort")], None, None),
     ],
