@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from inference.engine import ChoiceOutput, Sink
+from inference.engine import ChoiceOutput, Sink, ToolCallDelta
 from inference.upstream_body import UpstreamCall
 from inference.upstream_bounds import too_much
 from inference.upstream_chunks import ChoicePiece, read_chunk, read_usage
 from naru.errors import NaruError, unavailable
+from naru.ids import uuid7
 from naru.usage import Usage
 
 _ASCII = bytes(range(128))
@@ -26,13 +27,35 @@ _SPARE_TOKENS = 256
 
 @dataclass(slots=True)
 class _Delivered:
-    """What one choice was seen to gain."""
+    """What one choice was seen to gain.
+
+    Attributes:
+        calls: The first piece of the last call of each of the upstream's indexes, as it was told.
+        begun: How many calls were told.
+    """
 
     listed: int = 0
     pieces: int = 0
     narrow: int = 0
     wide: int = 0
     heard: int = 0
+    begun: int = 0
+    calls: dict[int, ToolCallDelta] = field(default_factory=dict)
+
+    def as_told(self, pieces: Sequence[ToolCallDelta], new_id: Callable[[], str]) -> tuple[ToolCallDelta, ...]:
+        """Pieces of calls, each call's id and name with its first one only, and an id where the upstream gives none."""
+        told = []
+        for piece in pieces:
+            call = self.calls.get(piece.index)
+            # Some give several calls the same index.
+            if call is None or (piece.name and piece.id and piece.id != call.id):
+                call = replace(piece, index=self.begun, id=piece.id or f"call_{new_id()}")
+                self.calls[piece.index] = call
+                self.begun += 1
+                told.append(call)
+            elif piece.arguments:
+                told.append(ToolCallDelta(call.index, arguments=piece.arguments))
+        return tuple(told)
 
     def add(self, output: ChoiceOutput) -> None:
         """Takes a piece."""
@@ -69,11 +92,13 @@ class UpstreamAnswer:
     Args:
         call: What was asked.
         sink: Who is told.
+        new_id: Makes ids of tool calls that came without one.
     """
 
-    def __init__(self, call: UpstreamCall, sink: Sink) -> None:
+    def __init__(self, call: UpstreamCall, sink: Sink, new_id: Callable[[], str] = uuid7) -> None:
         self._call = call
         self._sink = sink
+        self._new_id = new_id
         self._delivered = [_Delivered() for _ in range(call.choices)]
         # With an echo the prompt is part of the answer.
         self._most = None if call.most_tokens is None else call.prompt_tokens + call.most_tokens + _SPARE_TOKENS
@@ -105,6 +130,8 @@ class UpstreamAnswer:
         for piece in pieces:
             output = piece.output
             delivered = self._delivered[output.choice_index]
+            if output.tool_calls:
+                output = replace(output, tool_calls=delivered.as_told(output.tool_calls, self._new_id))
             delivered.add(output)
             if self._most is not None and delivered.exceeds(self._most):
                 raise too_much()
