@@ -9,6 +9,8 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.responses import Response
+from pydantic import TypeAdapter
 
 from naru.api.inference.v1 import generation_pb2
 from naru.convert import error_to_proto
@@ -18,6 +20,7 @@ from tests.support.fake_inference import MODEL, Behaviour, Event, accepted, delt
 
 ASK: dict[str, Any] = {"model": MODEL, "input": "What is the capital of France?"}
 PATH = "/v1/responses"
+RESPONSE: TypeAdapter[Response] = TypeAdapter(Response)
 CITY = {"type": "object", "properties": {"z": {}, "city": {}}}
 WEATHER = {"type": "function", "name": "weather", "parameters": CITY, "strict": False}
 
@@ -43,14 +46,17 @@ def says(*steps: Sequence[Event]) -> Behaviour:
 
 
 async def test_the_sdk_gets_a_response(edge: Harness, client: openai.AsyncOpenAI) -> None:
-    """A whole response with exact usage; what goes on to inference is the body of a chat completion."""
-    response = await client.responses.create(
+    """A whole response with exact usage and all that the SDK's type needs; inference gets the body of a chat completion."""
+    raw = await client.responses.with_raw_response.create(
         **ASK, instructions="Be brief.", max_output_tokens=50, temperature=0.5, metadata={"a": "b"}, store=True
     )
+    # The SDK itself makes its objects of anything.
+    response = RESPONSE.validate_json(raw.content)
     assert response.output_text == "Paris it is."
     assert (response.status, response.model, response.instructions) == ("completed", MODEL, "Be brief.")
     assert response.usage is not None
     assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.total_tokens) == (7, 3, 10)
+    assert response.usage.input_tokens_details.cache_write_tokens == 0
     assert response.metadata == {"a": "b"}
     generation, reservation = edge.inference.submitted[0], edge.accounting.reserved[0]
     assert generation.openai.endpoint == generation_pb2.ENDPOINT_RESPONSES
