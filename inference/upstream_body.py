@@ -27,6 +27,7 @@ _REFUSED = {
     "web_search_options": "is not supported; it would cost what no price here covers.",
     "store": "is not supported; answers are not kept.",
     "use_beam_search": "is not supported; it would generate more than was reserved.",
+    "moderation": "is not supported; what it finds could not be told.",
     "functions": "is not supported; use `tools`.",
     "function_call": "is not supported; use `tool_choice`.",
     "audio": _TEXT_ONLY,

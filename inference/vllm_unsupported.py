@@ -46,6 +46,7 @@ _RULES: dict[str, _Rule] = {
     "chat_template": _Rule("is not supported; the template of the served model is used."),
     "functions": _Rule("is not supported; use `tools`."),
     "function_call": _Rule("is not supported; use `tool_choice`.", _one_of("none")),
+    "moderation": _Rule("is not supported; nothing here judges what is said.", _one_of()),
     "web_search_options": _Rule("is not supported; the model reads nothing but the request.", _one_of()),
     "audio": _Rule(_MEDIA),
     "modalities": _Rule(_MEDIA, _one_of(["text"])),

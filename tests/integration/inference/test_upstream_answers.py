@@ -192,7 +192,7 @@ async def test_what_the_upstream_is_asked(front: Front) -> None:
         {"model": "theirs", "messages": MESSAGES, "stream": False, "max_completion_tokens": 7},
     ]
     assert set(front.upstream.authorizations) == {f"Bearer {SECRET}"}
-    for field in ("models", "fallbacks", "plugins", "api_base", "store", "best_of", "use_beam_search"):
+    for field in ("models", "fallbacks", "plugins", "api_base", "store", "best_of", "use_beam_search", "moderation"):
         refused = await front.refusal(extra_body={field: [True]})
         assert (refused.status_code, refused.param) == (400, field)
     assert len(front.upstream.bodies) == 4

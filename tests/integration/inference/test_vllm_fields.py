@@ -273,6 +273,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (CHAT | {"service_tier": "flex"}, "service_tier"),
     (CHAT | {"verbosity": "low"}, "verbosity"),
     (CHAT | {"web_search_options": {}}, "web_search_options"),
+    (CHAT | {"moderation": {"model": "omni-moderation-latest"}}, "moderation"),
     (CHAT | {"audio": {"voice": "x", "format": "wav"}}, "audio"),
     (CHAT | {"modalities": ["audio"]}, "modalities"),
     (CHAT | {"functions": [{"name": "f"}]}, "functions"),
