@@ -56,6 +56,8 @@ class ServiceClient:
             options=[
                 *TRANSPORT_OPTIONS,
                 *target.options,
+                # Services are near; a proxy that is set is for what is outside, and would see their tokens.
+                ("grpc.enable_http_proxy", 0),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 1_000),
                 ("grpc.max_reconnect_backoff_ms", 1_000),
