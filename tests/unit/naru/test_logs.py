@@ -56,3 +56,21 @@ for log in (logs.get_logger("ours"), logs.get_logger("bound").bind(), logging.ge
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     written = [json.loads(line)["level"] for line in done.stderr.splitlines()]
     assert written == LEVELS[LEVELS.index(level) :] * 3
+
+
+def test_what_is_written_to_the_database_is_not_logged() -> None:
+    """At no level: aiosqlite would log each statement with its values."""
+    code = """
+import asyncio
+import aiosqlite
+from naru import logs
+logs.configure("authsvc", "debug")
+
+async def main():
+    async with aiosqlite.connect(":memory:") as database:
+        await database.execute("SELECT ?", ("the-digest",))
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "the-digest" not in done.stderr
