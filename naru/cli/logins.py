@@ -6,13 +6,12 @@ import asyncio
 import sys
 from typing import Annotated, Any
 
-import aiohttp
 import typer
 
 from naru.api.auth.v1 import session_service_pb2, session_service_pb2_grpc
 from naru.api.common.v1 import principal_pb2
 from naru.cli import saved_login, session
-from naru.cli.saved_login import SavedLogin
+from naru.cli.saved_login import EdgeError, SavedLogin
 from naru.client import ServiceClient
 
 _TIMEOUT_SECONDS = 30.0
@@ -101,6 +100,6 @@ def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     """What is answered; what is refused ends the command."""
     try:
         return asyncio.run(saved_login.post(url, body))
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        typer.secho(str(error) or f"{url} did not answer in time.", fg="red", err=True)
+    except EdgeError as error:
+        typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(1) from error

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,22 @@ from naru.cli.state import StateFolder, write_private
 
 _EARLY_SECONDS = 30.0
 _TIMEOUT_SECONDS = 30.0
+
+
+class EdgeError(Exception):
+    """The edge did not do what it was asked; the message says why.
+
+    Args:
+        status: That of its answer; 0 without one.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class SessionOverError(Exception):
+    """The session that was kept has ended, and is forgotten; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,12 +48,12 @@ class SavedLogin:
 
     @classmethod
     def of(cls, url: str, given: dict[str, Any]) -> SavedLogin:
-        """From what /api/auth/login answered just now. Raises ValueError when that is something else."""
+        """From what /api/auth/login answered just now. Raises EdgeError when that is something else."""
         try:
             lifetime = float(given["expires_in"])
             return cls(url, str(given["access_token"]), str(given["refresh_token"]), time.time() + lifetime)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{url} did not answer as an edge of Naru does") from error
+            raise EdgeError(f"{url} did not answer as an edge of Naru does.") from error
 
 
 def base_url(folder: Path, url: str) -> str:
@@ -66,7 +83,10 @@ def forget(folder: Path) -> None:
 
 
 async def current_token(folder: Path) -> str:
-    """An access token that is still good, refreshed where needed; empty when no session is kept or it is over."""
+    """An access token that is still good, refreshed where needed; empty when no session is kept.
+
+    Raises SessionOverError, or EdgeError when nobody can tell.
+    """
     saved = read(folder)
     if saved is None:
         return ""
@@ -75,25 +95,35 @@ async def current_token(folder: Path) -> str:
     try:
         given = await post(f"{saved.url}/api/auth/refresh", {"refresh_token": saved.refresh_token})
         saved = SavedLogin.of(saved.url, given)
-    except ValueError:
-        forget(folder)
-        return ""
-    except (aiohttp.ClientError, TimeoutError):
-        # The edge is away; authsvc may yet take the token.
-        return saved.access_token
+    except EdgeError as error:
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            forget(folder)
+            raise SessionOverError(
+                f"Your session at {saved.url} is over; `naru login` begins another. Until then commands use the key in dev.env,"
+                " if there is one."
+            ) from error
+        if time.time() < saved.expire_time:
+            return saved.access_token
+        raise
     write(folder, saved)
     return saved.access_token
 
 
 async def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What is answered to a JSON body. Raises ValueError with the text of what is refused, aiohttp.ClientError, TimeoutError."""
+    """What is answered to a JSON body. Raises EdgeError."""
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
-    async with aiohttp.ClientSession(timeout=timeout) as http, http.post(url, json=body) as response:
-        answer: Any = await response.json()
-    if response.status == 200 and isinstance(answer, dict):
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as http, http.post(url, json=body) as response:
+            answer: Any = await response.json()
+    except TimeoutError as error:
+        raise EdgeError(f"{url} did not answer in time.") from error
+    except (aiohttp.ClientError, ValueError) as error:
+        raise EdgeError(str(error) or f"{url} did not answer.") from error
+    if response.status == HTTPStatus.OK and isinstance(answer, dict):
         return answer
-    error = answer.get("error") if isinstance(answer, dict) else None
-    raise ValueError(error["message"] if isinstance(error, dict) and "message" in error else f"HTTP {response.status}")
+    told = answer.get("error") if isinstance(answer, dict) else None
+    message = told["message"] if isinstance(told, dict) and "message" in told else f"HTTP {response.status}"
+    raise EdgeError(str(message), response.status)
 
 
 def _file(folder: Path) -> Path:

@@ -89,7 +89,7 @@ async def _client(service: str, *, operator: bool, address: str) -> ServiceClien
             typer.secho(f"{folder}: {error}", fg="red", err=True)
             raise typer.Exit(2) from error
         return ServiceClient(target, name=service, service_token=token)
-    credential = os.environ.get("OPENAI_API_KEY", "").strip() or await saved_login.current_token(state_folder())
+    credential = os.environ.get("OPENAI_API_KEY", "").strip() or await _token()
     credential = credential or StateFolder(state_folder()).read_dev_env().get("OPENAI_API_KEY", "").strip()
     if not credential:
         typer.secho(
@@ -104,6 +104,18 @@ async def _client(service: str, *, operator: bool, address: str) -> ServiceClien
         typer.secho(message, fg="red", err=True)
         raise typer.Exit(2) from error
     return ServiceClient(target, name=service, credential=credential)
+
+
+async def _token() -> str:
+    """Of who logged in. A session that ended ends the command: dev.env's key may do more than whoever logged in."""
+    try:
+        return await saved_login.current_token(state_folder())
+    except saved_login.SessionOverError as over:
+        typer.secho(str(over), fg="red", err=True)
+        raise typer.Exit(2) from over
+    except saved_login.EdgeError as error:
+        typer.secho(f"Your session cannot be renewed: {error}", fg="red", err=True)
+        raise typer.Exit(1) from error
 
 
 def state_folder() -> Path:

@@ -6,11 +6,14 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from tests.support.identity_harness import EMAIL, PASSWORD, Installation, installation
 
@@ -92,6 +95,43 @@ async def test_a_person_works_with_the_commands(terminal: Terminal) -> None:
     assert "1 sessions" not in await terminal.run("users", "logout", EMAIL, OPENAI_API_KEY=naru.key)
     await terminal.run("login", EMAIL, typed=f"{reset}\n")
     await terminal.run("workspaces", "remove", workspace, user_id, OPENAI_API_KEY=naru.key)
+
+
+async def test_a_session_that_is_over_is_not_continued_by_a_key(terminal: Terminal) -> None:
+    """The command ends and says so, although dev.env has an administrator's key; the session is forgotten."""
+    naru, folder = terminal.naru, terminal.folder / ".naru"
+    await naru.new_user()
+    await terminal.run("login", EMAIL, typed=f"{PASSWORD}\n")
+    (folder / "dev.env").write_text(f"export OPENAI_API_KEY={naru.key}\n")
+    saved = json.loads((folder / "login.json").read_text())
+    await naru.ask("POST", "/api/auth/logout", {"refresh_token": saved["refresh_token"]})
+    (folder / "login.json").write_text(json.dumps(saved | {"expire_time": 0.0}))
+    assert "is over" in await terminal.run("whoami", code=2)
+    assert not (folder / "login.json").exists()
+    assert "operator, admin" in await terminal.run("whoami")
+
+
+@pytest.mark.parametrize("status", [0, 429, 500, 503])
+async def test_a_session_outlives_an_edge_that_is_away(terminal: Terminal, status: int) -> None:
+    """Nobody can tell then whether it is over: its token is used while it is good, and then the command says what is wrong."""
+    naru, folder = terminal.naru, terminal.folder / ".naru"
+    await naru.new_user()
+    await terminal.run("login", EMAIL, typed=f"{PASSWORD}\n")
+    (folder / "dev.env").write_text(f"export OPENAI_API_KEY={naru.key}\n")
+    saved = json.loads((folder / "login.json").read_text())
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "Not now."}}, status=status)
+
+    app = web.Application()
+    app.router.add_post("/api/auth/refresh", refuse)
+    async with TestServer(app) as away:
+        url = str(away.make_url("")) if status else "http://127.0.0.1:1"
+        for left, code, said in ((25.0, 0, EMAIL), (0.0, 1, "cannot be renewed")):
+            kept = json.dumps(saved | {"url": url.rstrip("/"), "expire_time": time.time() + left})
+            (folder / "login.json").write_text(kept)
+            assert said in await terminal.run("whoami", code=code)
+            assert (folder / "login.json").read_text() == kept
 
 
 async def test_deleting_and_revoking_with_the_commands(terminal: Terminal) -> None:
