@@ -221,6 +221,16 @@ async def test_a_log_stays_small(tmp_path: Path) -> None:
     await supervised.stop()
 
 
+def test_a_log_that_has_no_room_for_a_copy_stays_small(tmp_path: Path) -> None:
+    """A full disk loses what came before, and nothing else; no part of a copy takes room."""
+    log, kept = tmp_path / "log", tmp_path / "log.1"
+    log.write_bytes(b"x" * 300)
+    kept.symlink_to("/dev/full")
+    keep_small(log, 200)
+    assert log.stat().st_size == 0
+    assert not kept.is_symlink()
+
+
 def test_a_service_gets_the_time_to_stop_that_it_was_given(tmp_path: Path) -> None:
     """SIGKILL comes after its own grace for running requests, not before."""
     state = StateFolder(tmp_path / "state")
