@@ -13,7 +13,7 @@ from naru.api.auth.v1 import audit_service_pb2, audit_service_pb2_grpc
 from naru.audit_export import AUDIT
 from naru.cli import exporting, session, tables
 from naru.cli.keys import moment
-from naru.cli.usage import Since, Until, between
+from naru.cli.usage import Since, Until, between, refuse_options
 from naru.client import ServiceClient
 from naru.export import ExportFormat
 
@@ -38,6 +38,7 @@ def audit(  # noqa: PLR0917 -- typer makes an option of each
 ) -> None:
     """Show who changed what, newest first. `naru audit export` has what it was before and after."""
     if context.invoked_subcommand is not None:
+        refuse_options(context)
         return
     request = audit_service_pb2.ListAuditEntriesRequest(
         page_size=limit, actor=actor, action=action, object_id=object_id, workspace_id=workspace

@@ -73,6 +73,7 @@ def usage(  # noqa: PLR0917 -- typer makes an option of each
     "unpriced" counts the requests that cost nothing because nobody had set a price for their model.
     """
     if context.invoked_subcommand is not None:
+        refuse_options(context)
         return
     dimensions = by or [Dimension.KEY, Dimension.MODEL, Dimension.DAY]
     request = usage_service_pb2.QueryUsageRequest(
@@ -149,6 +150,15 @@ def export(  # noqa: PLR0917 -- typer makes an option of each
 
     exported = session.run("accounting", call)
     typer.secho(f"{exported:,} events exported to {output}.", err=True)
+
+
+def refuse_options(context: typer.Context) -> None:
+    """Ends a command with options before its subcommand, which has its own and would not hear of them."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        # By its name: the class is another one in each version of typer.
+        if source is not None and source.name != "DEFAULT":
+            raise typer.BadParameter(f"give options after `{context.invoked_subcommand}`, not before it")
 
 
 def between(

@@ -336,6 +336,22 @@ async def test_usage_is_exported(terminal: Terminal, tmp_path: Path) -> None:
     assert [json.loads(line)["requested_model"] for line in done.out.splitlines()] == ["한국어"] * 3
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("usage", "--key", "k1", "export", "--output", "-"),
+        ("usage", "--by", "model", "export", "--output", "-"),
+        ("audit", "--actor", "key:k1", "export", "--output", "-"),
+    ],
+)
+async def test_options_before_a_subcommand_are_refused(terminal: Terminal, arguments: tuple[str, ...]) -> None:
+    """They would be those of the table, and the export would be of everything."""
+    done = await terminal.naru(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "give options after `export`" in " ".join(done.err.replace("│", " ").split())
+    assert terminal.asked() == []
+
+
 async def test_an_export_that_breaks_leaves_no_file(terminal: Terminal, tmp_path: Path) -> None:
     """Neither half of one nor the one that was there before is lost."""
     terminal.accounting.export = [usage_service_pb2.ExportUsageResponse(records=[exported(0)]), unavailable("database")]
