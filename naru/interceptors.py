@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -186,7 +186,7 @@ class Gate(grpc.aio.ServerInterceptor):
             yield
         except NaruError as error:
             code = GRPC_CODES[error.reason]
-            await call.abort_with_status(rpc_status.to_status(error_to_status(error)))
+            await _refuse(call, error)
         except (asyncio.CancelledError, GeneratorExit):
             code = grpc.StatusCode.CANCELLED
             # Cancelled by ourselves, perhaps while gRPC was writing: it would leave the caller waiting for ever.
@@ -196,10 +196,17 @@ class Gate(grpc.aio.ServerInterceptor):
             raise
         except Exception as cause:  # noqa: BLE001 -- whatever it is, the caller gets a fixed text and the log gets the cause
             code = grpc.StatusCode.INTERNAL
-            await call.abort_with_status(rpc_status.to_status(error_to_status(internal_error(cause, method))))
+            await _refuse(call, internal_error(cause, method))
         finally:
             self._handled.labels(method, code.name).inc()
             self._seconds.labels(method).observe(self._clock.monotonic() - started)
+
+
+async def _refuse(call: grpc.aio.ServicerContext[Any, Any], error: NaruError) -> NoReturn:
+    # The call's span hears of these two alone: OpenTelemetry's wrapper has no `abort_with_status`, which takes their place.
+    call.set_code(GRPC_CODES[error.reason])
+    call.set_details(error.message)
+    await call.abort_with_status(rpc_status.to_status(error_to_status(error)))
 
 
 def internal_error(cause: BaseException, where: str) -> NaruError:
