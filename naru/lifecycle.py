@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -25,6 +26,8 @@ EXIT_OK, EXIT_CRASH, EXIT_CONFIG = 0, 1, 2
 _DEAF_SECONDS = 5.0
 # Objects that are made before Python looks for those that hold only each other.
 _GARBAGE_OBJECTS = 50_000
+# More than all connections that the settings allow; some programs look at every file that they may open, a billion of them.
+_MOST_OPEN_FILES = 65_536
 _log = logs.get_logger(__name__)
 
 
@@ -161,6 +164,7 @@ async def _migrate(config: configuration.ServiceConfig, migrate: Migrate) -> int
 
 async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
     lifecycle = Lifecycle()
+    open_many_files()
     with _signals(lifecycle):
         _log.info("starting", config=configuration.describe(config))
         try:
@@ -183,6 +187,14 @@ async def _run(config: configuration.ServiceConfig, running: Opener) -> int:
             return EXIT_CRASH
     _log.info("stopped")
     return EXIT_CRASH if lifecycle.failed else EXIT_OK
+
+
+def open_many_files() -> None:
+    """Lets this process, and those that it will start, open as many files as it may: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def rarely_look_for_garbage() -> None:

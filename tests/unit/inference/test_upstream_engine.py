@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import gzip
 import json
-import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import chain, cycle, repeat
@@ -23,6 +22,7 @@ from inference.upstream_errors import BROKEN, TOO_MUCH
 from inference.upstream_settings import UpstreamEngineConfig
 from naru.config import ConfigError, describe, load
 from naru.errors import NaruError, Reason
+from naru.lifecycle import open_many_files
 from naru.testing.redis_server import free_ports
 from naru.usage import Accuracy, Usage
 from tests.support.edge_harness import until
@@ -84,17 +84,13 @@ async def test_a_connection_is_tried_again() -> None:
 async def test_a_crowd_has_connections() -> None:
     """More requests at once than an HTTP client has connections for by itself all reach the upstream."""
     crowd = 1_010
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4 * crowd), hard), hard))
-    try:
-        async with fake_upstream() as upstream, engine_of(config_of(upstream.url, connect_timeout=60.0)) as engine:
-            upstream.stream = [600.0]
-            for asking in range(1, crowd + 1):
-                await engine.submit(await engine.prepare(asked()), lambda _: None)
-                if asking % 101 == 0:  # no more at once than wait to be let in at a small server
-                    await until(lambda asking=asking: upstream.open == asking)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    open_many_files()
+    async with fake_upstream() as upstream, engine_of(config_of(upstream.url, connect_timeout=60.0)) as engine:
+        upstream.stream = [600.0]
+        for asking in range(1, crowd + 1):
+            await engine.submit(await engine.prepare(asked()), lambda _: None)
+            if asking % 101 == 0:  # no more at once than wait to be let in at a small server
+                await until(lambda asking=asking: upstream.open == asking)
 
 
 async def test_what_was_sent_is_not_sent_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -42,10 +43,10 @@ sys.exit(main(Config, running, []))
 """
 
 
-def service(how: str) -> subprocess.Popen[str]:
-    """A process that runs SERVICE."""
+def service(how: str, before: str = "") -> subprocess.Popen[str]:
+    """A process that runs SERVICE, and something before."""
     return subprocess.Popen(
-        [sys.executable, "-c", SERVICE, how],
+        [sys.executable, "-c", f"{before}\n{SERVICE}", how],
         # A shell that has sourced an installation's settings holds some that this service does not know.
         env={name: value for name, value in os.environ.items() if not name.startswith("NARU_")},
         stdin=subprocess.PIPE,
@@ -85,6 +86,20 @@ def test_the_first_signal_does_not_cut_a_failed_service_short() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.communicate("\n", timeout=10)[0] == "stopped\n"
         assert process.returncode == 1
+
+
+@pytest.mark.parametrize(("hard", "soft"), [(2_048, 2_048), (256, 256), (None, 65_536)])
+def test_it_may_open_as_many_files_as_the_system_lets_it(hard: int | None, soft: int) -> None:
+    """Many systems let a program open 1,024 until it asks for more; beyond what it needs it does not ask."""
+    hard = hard or resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    before = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))"
+    with service("runs", before) as process:
+        assert heard(process) == "serving"
+        found = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        process.kill()
+    assert found == (soft, hard)
 
 
 async def test_a_task_that_missed_its_cancellation_is_told_again() -> None:
