@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from naru.cli.state import StateFolder, write_private
+from naru.cli.state import StateFolder
 from naru.config import ADMIN_EMAIL, ADMIN_PASSWORD
 from naru.placement import beside_an_engine
 
@@ -89,9 +89,7 @@ def settings_from(environ: Mapping[str, str], state: StateFolder) -> Settings:
         if same != name:
             raise UpError(f"{same} and {name} are both {ports[name]}; each needs a port of its own")
     data, secrets = state.data.resolve(), state.secrets.resolve()
-    # In files, where only the service that needs one reads it: everybody of this user can read a process's environment.
-    redis_url = f"redis://:{state.secret('redis-password')}@127.0.0.1:{ports['NARU_UP_REDIS_PORT']}/0"
-    write_private(secrets / "redis-url", redis_url + "\n")
+    # In a file, as the address of Redis is: everybody of this user can read a process's environment.
     state.secret("outcome-key")
     replicas = [ports["NARU_INFERENCE_PORT"], *([ports["NARU_UP_EMBEDDINGS_PORT"]] if model else [])]
     defaults = {

@@ -172,11 +172,13 @@ class Up:
         state = self._settings.state
         folder = state.data / "redis"
         folder.mkdir(exist_ok=True)
-        # In a file, not on the command line: everybody can read other processes' arguments.
+        port, password = self._settings.ports["NARU_UP_REDIS_PORT"], state.secret("redis-password")
+        # In files, for those that need them: everybody can read other processes' arguments, and this user their environment.
+        write_private(state.secrets / "redis-url", f"redis://:{password}@127.0.0.1:{port}/0\n")
         lines = [
             "bind 127.0.0.1",
-            f"port {self._settings.ports['NARU_UP_REDIS_PORT']}",
-            f"requirepass {state.secret('redis-password')}",
+            f"port {port}",
+            f"requirepass {password}",
             f'dir "{folder.resolve()}"',
             "appendonly yes",
             "appendfsync everysec",

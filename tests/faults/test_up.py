@@ -133,3 +133,21 @@ def test_closing_the_terminal_ends_it_in_order(naru: Platform) -> None:
     assert naru.process.wait(timeout=60) == 0
     assert not any(map(alive, below))
     assert naru.state.pid_file.read_text() == ""
+
+
+def test_a_refused_up_changes_nothing(naru: Platform) -> None:
+    """Whoever starts a second one, with a port of its own for Redis, leaves the first one's services what they need."""
+    naru.start()
+    redis_url = (naru.state.secrets / "redis-url").read_text()
+    second = subprocess.run(
+        [sys.executable, "-m", "naru", "up"],
+        cwd=ROOT,
+        env=naru.environ | {"NARU_UP_REDIS_PORT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "running already" in second.stdout
+    assert (naru.state.secrets / "redis-url").read_text() == redis_url

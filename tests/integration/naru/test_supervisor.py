@@ -194,7 +194,9 @@ def test_no_secret_is_in_the_environment(tmp_path: Path) -> None:
     """Services read them from files; a value that the caller has set takes the place of the file."""
     state = StateFolder(tmp_path / "state")
     state.prepare()
-    environ = settings_from({}, state).environ
+    settings = settings_from({}, state)
+    Up(settings, Console())._redis()
+    environ = settings.environ
     made = {path.read_text().strip() for path in state.secrets.iterdir()}
     assert not [name for name, value in environ.items() if any(secret in value for secret in made)]
     config = load(AccountingConfig, environ)
