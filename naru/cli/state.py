@@ -13,9 +13,11 @@ from pathlib import Path
 from naru.config import ADMIN_EMAIL, ADMIN_PASSWORD
 from naru.identity import ServiceName
 
-# Not for processes that a shell starts which has read the file: another `naru up` may have other replicas, and the
+# Not for processes that a shell starts which has read the file: another `naru up` may have other ports and replicas, and the
 # administrator's password is for people.
-_OWN = frozenset({"NARU_INFERENCE_ADDRESSES", ADMIN_EMAIL, ADMIN_PASSWORD})
+_OWN = frozenset(
+    {"NARU_AUTHSVC_ADDRESS", "NARU_ACCOUNTING_ADDRESS", "NARU_INFERENCE_ADDRESSES", ADMIN_EMAIL, ADMIN_PASSWORD}
+)
 
 
 class RunningAlreadyError(Exception):

@@ -55,6 +55,7 @@ def test_a_shell_that_has_read_dev_env_can_start_it_again(tmp_path: Path) -> Non
     lines = {
         "OPENAI_API_KEY": "k",
         "NARU_AUTHSVC_ADDRESS": "127.0.0.1:1",
+        "NARU_ACCOUNTING_ADDRESS": "127.0.0.1:3",
         "NARU_INFERENCE_ADDRESSES": "127.0.0.1:2",
     } | admin
     state.write_dev_env(lines)
@@ -62,7 +63,11 @@ def test_a_shell_that_has_read_dev_env_can_start_it_again(tmp_path: Path) -> Non
     command = ["sh", "-c", f'. "{state.dev_env}"; env']
     shown = subprocess.run(command, env={"PATH": os.environ["PATH"]}, check=True, capture_output=True, text=True).stdout
     passed = dict(line.split("=", 1) for line in shown.splitlines())
-    assert {name for name in lines if name in passed} == {"OPENAI_API_KEY", "NARU_AUTHSVC_ADDRESS"}
+    assert {name for name in lines if name in passed} == {"OPENAI_API_KEY"}
+    # With other ports than before, which the services are then told.
+    environ = settings_from(passed | {"NARU_AUTHSVC_PORT": "50071", "NARU_ACCOUNTING_PORT": "50072"}, state).environ
+    addresses = (environ["NARU_AUTHSVC_ADDRESS"], environ["NARU_ACCOUNTING_ADDRESS"])
+    assert addresses == ("127.0.0.1:50071", "127.0.0.1:50072")
 
 
 def test_no_service_hears_of_the_administrator(tmp_path: Path) -> None:
