@@ -14,11 +14,11 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TextIO, cast
 
-import aiohttp
 from rich.console import Console
 
-from naru.cli import bootstrapping, log_files, processes
+from naru.cli import bootstrapping, log_files, probes, processes
 from naru.cli.bootstrapping import FirstAdmin
+from naru.cli.probes import Edge
 from naru.cli.settings import Settings, UpError, settings_from
 from naru.cli.state import RunningAlreadyError, StateFolder, write_private
 from naru.cli.supervisor import GaveUpError, Program, Supervised, tail
@@ -55,6 +55,7 @@ class Up:
         self._console = console
         self._supervised: list[Supervised] = []
         self._stopping = asyncio.Event()
+        self._edge = Edge(settings.environ, settings.ports["NARU_EDGE_PORT"])
 
     async def run(self) -> None:
         """Returns after an orderly stop. Raises UpError."""
@@ -217,7 +218,7 @@ class Up:
         port = self._settings.ports[variable]
         started = time.monotonic()
         with self._console.status(f"{name}: starting") as status:
-            while not await _answers(f"http://127.0.0.1:{port}/readyz"):
+            while await probes.status(f"http://127.0.0.1:{port}/readyz") != 200:
                 waited = time.monotonic() - started
                 if waited > READY_SECONDS:
                     raise UpError(f"{name} was not ready after {READY_SECONDS:.0f} s; see {supervised.program.log}")
@@ -230,7 +231,7 @@ class Up:
     async def _wait_until_it_answers(self) -> None:
         """Ready one by one is not yet connected to each other."""
         deadline = time.monotonic() + 30
-        while not await _answers(f"http://127.0.0.1:{self._settings.ports['NARU_EDGE_PORT']}/health"):
+        while await self._edge.status("/health") != 200:
             if time.monotonic() > deadline:
                 raise UpError("The edge cannot reach the other services; /health says which.")
             await asyncio.sleep(0.1)
@@ -256,14 +257,14 @@ class Up:
     async def _works(self, api_key: str) -> bool:
         """Whether the edge takes a key; asks again while it cannot tell. Raises UpError when it never could."""
         deadline = time.monotonic() + 30
-        while not 0 < (status := await _status(f"{self._base_url()}/models", api_key)) < 500:
+        while not 0 < (status := await self._edge.status("/v1/models", api_key)) < 500:
             if time.monotonic() > deadline:
                 raise UpError("The edge cannot tell whether the key in dev.env works; `make logs` may say why.")
             await asyncio.sleep(0.1)
         return status not in (401, 403)
 
     def _base_url(self) -> str:
-        return f"http://127.0.0.1:{self._settings.ports['NARU_EDGE_PORT']}/v1"
+        return f"{self._edge.url}/v1"
 
     def _write_dev_env(self, api_key: str, admin: FirstAdmin | None) -> None:
         """What stands there of the administrator stays, unless there is a new one."""
@@ -285,24 +286,13 @@ class Up:
         deadline = time.monotonic() + 30
         while True:
             # The edge may have reached one process and not yet the other.
-            names = await self._listed_models(api_key)
+            names = await self._edge.models(api_key)
             generating = [name for name in names if name != self._settings.embedding_model]
             if generating and self._settings.embedding_model in ("", *names):
                 return generating[0]
             if time.monotonic() > deadline:
                 raise UpError(f"The edge lists {', '.join(names) or 'no model'}; `make logs` may say why.")
             await asyncio.sleep(0.1)
-
-    async def _listed_models(self, api_key: str) -> list[str]:
-        headers = {"Authorization": f"Bearer {api_key}"}
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
-                session.get(f"{self._base_url()}/models", headers=headers, raise_for_status=True) as response,
-            ):
-                return [str(model["id"]) for model in (await response.json())["data"]]
-        except (aiohttp.ClientError, TimeoutError, LookupError):
-            return []
 
     def _greet(self, api_key: str, admin: FirstAdmin | None, model: str) -> None:
         self._console.print(
@@ -313,7 +303,7 @@ class Up:
             f'    -d \'{{"model": "{model}", "temperature": 0, "messages": '
             '[{"role": "user", "content": "What is the capital of Japan?"}]}\'\n\n'
             f"{self._embeddings_line()}"
-            f"Docs at http://127.0.0.1:{self._settings.ports['NARU_EDGE_PORT']}/docs. Ctrl-C or `make down` stops it.\n",
+            f"Docs at {self._edge.url}/docs. Ctrl-C or `make down` stops it.\n",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -335,21 +325,6 @@ class Up:
 def _admin_line(admin: FirstAdmin | None) -> str:
     """Shown once: the password is not stored."""
     return "" if admin is None else f"  you  {admin.email}, password {admin.password}   (`naru login {admin.email}`)\n"
-
-
-async def _answers(url: str) -> bool:
-    return await _status(url) == 200
-
-
-async def _status(url: str, credential: str = "") -> int:
-    """Of an answer; 0 without one."""
-    headers = {"Authorization": f"Bearer {credential}"} if credential else {}
-    try:
-        timeout = aiohttp.ClientTimeout(total=3)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
-            return response.status
-    except (aiohttp.ClientError, TimeoutError):
-        return 0
 
 
 def up(folder: Path) -> int:

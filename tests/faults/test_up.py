@@ -151,3 +151,14 @@ def test_a_refused_up_changes_nothing(naru: Platform) -> None:
     assert second.returncode == 1
     assert "running already" in second.stdout
     assert (naru.state.secrets / "redis-url").read_text() == redis_url
+
+
+def test_an_edge_with_an_address_and_names_of_its_own(naru: Platform) -> None:
+    """It is asked at that address, by one of those names; the key in dev.env is kept."""
+    naru.environ |= {"NARU_EDGE_HOST": "127.0.0.2", "NARU_EDGE_TRUSTED_HOSTS": "*.example.com"}
+    naru.start()
+    first = naru.state.read_dev_env()
+    assert first["OPENAI_BASE_URL"] == f"http://127.0.0.2:{naru.ports['NARU_EDGE_PORT']}/v1"
+    assert naru.stop() == 0
+    naru.start()
+    assert naru.state.read_dev_env() == first

@@ -6,6 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from naru.cli.probes import Edge
 from naru.cli.settings import settings_from
 from naru.cli.state import StateFolder
 
@@ -76,3 +79,19 @@ def test_no_service_hears_of_the_administrator(tmp_path: Path) -> None:
     settings = settings_from(environ, state_in(tmp_path))
     assert settings.embeddings is not None
     assert not {"NARU_ADMIN_EMAIL", "NARU_ADMIN_PASSWORD"} & {*settings.environ, *settings.embeddings}
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        (None, "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("10.1.2.3", "http://10.1.2.3:8000"),
+        ("::", "http://[::1]:8000"),
+        ("fd00::1", "http://[fd00::1]:8000"),
+        ("localhost", "http://localhost:8000"),
+    ],
+)
+def test_the_edge_is_asked_where_it_listens(host: str | None, url: str) -> None:
+    """At every address, at the one of this machine that is always there."""
+    assert Edge({} if host is None else {"NARU_EDGE_HOST": host}, 8000).url == url
