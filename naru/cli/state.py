@@ -19,6 +19,9 @@ _OWN = frozenset(
     {"NARU_AUTHSVC_ADDRESS", "NARU_ACCOUNTING_ADDRESS", "NARU_INFERENCE_ADDRESSES", ADMIN_EMAIL, ADMIN_PASSWORD}
 )
 
+DOWN_SECONDS = 200.0
+"""How long `naru down` waits for a supervisor that does not say how long it takes, as one of an earlier version."""
+
 
 class RunningAlreadyError(Exception):
     """Another `naru up` runs in the folder; the message is its process id."""
@@ -52,24 +55,30 @@ class StateFolder:
 
     @property
     def pid_file(self) -> Path:
-        """Holds the supervisor's process id while it runs, and is locked as long; empty after an orderly end."""
+        """Holds the supervisor's process id and its time to stop while it runs, and is locked as long.
+
+        Empty after an orderly end.
+        """
         return self.root / "up.pid"
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[bool]:
+    def claimed(self, stop_seconds: float = DOWN_SECONDS) -> Iterator[bool]:
         """Makes this process the folder's supervisor inside the block; says whether the last one was killed.
 
         The lock tells, not the process id: the kernel drops it with the process, and gives the id to another one some day.
         Raises RunningAlreadyError.
+
+        Args:
+            stop_seconds: How long it takes to stop at most, for whoever waits for that.
         """
         with self.pid_file.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunningAlreadyError(self.pid_file.read_text().strip()) from None
+                raise RunningAlreadyError(self.pid_file.read_text().partition(" ")[0].strip()) from None
             killed = self.pid_file.read_text() != ""
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
+            file.write(f"{os.getpid()} {stop_seconds:.0f}\n")
             file.flush()
             try:
                 yield killed
@@ -83,10 +92,17 @@ class StateFolder:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return int(file.read())
+                    return int(file.read().partition(" ")[0])
         except (OSError, ValueError):
             return None
         return None
+
+    def stop_seconds(self) -> float:
+        """How long the supervisor that runs here takes to stop at most."""
+        try:
+            return float(self.pid_file.read_text().partition(" ")[2])
+        except (OSError, ValueError):
+            return DOWN_SECONDS
 
     def prepare(self) -> None:
         """Makes the folders and whatever secret is missing."""

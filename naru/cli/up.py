@@ -35,8 +35,8 @@ READY_SECONDS = 900.0
 STOP_SECONDS = 15.0
 """How long a service gets to stop, on top of what running requests get."""
 
-DOWN_SECONDS = 200.0
-"""How long `naru down` waits: a little more than all processes' times to stop, one after the other."""
+REST_SECONDS = 45.0
+"""What Redis takes to stop, and what the services leave behind takes to end."""
 
 LEFTOVER_SECONDS = 60.0
 """How long the processes of a supervisor that was killed get to end; they were told to when it died."""
@@ -60,7 +60,7 @@ class Up:
     async def run(self) -> None:
         """Returns after an orderly stop. Raises UpError."""
         try:
-            with self._settings.state.claimed() as last_was_killed:
+            with self._settings.state.claimed(self._all_stop_seconds()) as last_was_killed:
                 await self._run(LEFTOVER_SECONDS if last_was_killed else 0.0)
         except RunningAlreadyError as error:
             raise UpError(f"Naru is running already, as process {error}. `make down` stops it.") from None
@@ -168,6 +168,11 @@ class Up:
         with contextlib.suppress(ValueError):
             grace = float(self._settings.environ.get(f"NARU_{service.upper()}_SHUTDOWN_GRACE", grace))
         return grace + STOP_SECONDS
+
+    def _all_stop_seconds(self) -> float:
+        """How long all of it takes to stop at most, one process after the other."""
+        services = (*SERVICES, "inference") if self._settings.embeddings is not None else SERVICES
+        return sum(map(self._stop_seconds, services)) + REST_SECONDS
 
     def _redis(self) -> Program:
         state = self._settings.state
@@ -352,6 +357,7 @@ def down(folder: Path) -> int:
     if process_id is None:
         console.print("Naru is not running.")
         return 0
+    seconds = state.stop_seconds()
     try:
         os.kill(process_id, signal.SIGTERM)
     except ProcessLookupError:
@@ -359,11 +365,11 @@ def down(folder: Path) -> int:
     except PermissionError:
         console.print(f"Process {process_id} belongs to somebody else; only they can stop it.", style="red")
         return 1
-    deadline = time.monotonic() + DOWN_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if state.supervisor() is None:
             console.print("Naru has stopped.")
             return 0
         time.sleep(0.1)
-    console.print(f"Process {process_id} has not stopped within {DOWN_SECONDS:.0f} seconds.", style="red")
+    console.print(f"Process {process_id} has not stopped within {seconds:.0f} seconds.", style="red")
     return 1

@@ -239,6 +239,30 @@ def test_a_service_gets_the_time_to_stop_that_it_was_given(tmp_path: Path) -> No
     state.prepare()
     up = Up(settings_from({"NARU_INFERENCE_SHUTDOWN_GRACE": "120"}, state), Console())
     assert (up._stop_seconds("inference"), up._stop_seconds("accounting")) == (135, 45)
+    assert up._all_stop_seconds() > 135 + 3 * 45
+    embeddings = {"NARU_INFERENCE_SHUTDOWN_GRACE": "120", "NARU_UP_EMBEDDINGS": "minilm"}
+    both = Up(settings_from(embeddings, state), Console())
+    assert both._all_stop_seconds() == up._all_stop_seconds() + 135
+
+
+def test_down_waits_as_long_as_the_supervisor_may_take(tmp_path: Path) -> None:
+    """It writes down how long that is; then the one that asked gets its line and exit code 1."""
+    code = f"""
+import signal, time
+from pathlib import Path
+from naru.cli.state import StateFolder
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with StateFolder(Path({str(tmp_path)!r})).claimed(1.0):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "claimed\n"
+        done = naru("down", {"NARU_UP_STATE": str(tmp_path)})
+        supervisor.kill()
+    assert done.returncode == 1
+    assert f"Process {supervisor.pid} has not stopped within 1 seconds." in done.stdout
 
 
 def test_a_second_up_says_that_there_is_a_first(tmp_path: Path) -> None:
