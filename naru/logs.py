@@ -57,8 +57,8 @@ def configure(service: str, level: str = "info") -> None:
     # One line per request is the access log's business; these would add one each.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     # These would add one for each request to an upstream, and at debug level what it says; aiosqlite every statement, with
-    # what it writes.
-    for library in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "aiosqlite"):
+    # what it writes, and hpack every header, tokens of services included.
+    for library in ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "aiosqlite", "hpack"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 

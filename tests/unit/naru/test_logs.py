@@ -58,13 +58,14 @@ for log in (logs.get_logger("ours"), logs.get_logger("bound").bind(), logging.ge
     assert written == LEVELS[LEVELS.index(level) :] * 3
 
 
-def test_what_is_written_to_the_database_is_not_logged() -> None:
-    """At no level: aiosqlite would log each statement with its values."""
+def test_libraries_do_not_log_what_passes_through_them() -> None:
+    """At no level: aiosqlite would log each statement with its values, hpack each header with its own."""
     code = """
 import asyncio
-import aiosqlite
+import aiosqlite, hpack
 from naru import logs
 logs.configure("authsvc", "debug")
+hpack.Encoder().encode([("x-naru-service-token", "the-token")])
 
 async def main():
     async with aiosqlite.connect(":memory:") as database:
@@ -73,4 +74,6 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loggers = {json.loads(line)["logger"] for line in done.stderr.splitlines()}
+    assert not {"aiosqlite", "hpack.hpack", "hpack.table"} & loggers
     assert "the-digest" not in done.stderr
