@@ -82,6 +82,15 @@ def usage(key: str) -> str:
     return compose("run", "--rm", "-T", *environ, "authsvc", "naru", "usage", capture=True)
 
 
+def may_open(user: str, database: str) -> bool:
+    """Whether a user of PostgreSQL may connect to a database, beside their password."""
+    try:
+        compose("exec", "-T", "postgres", "psql", "-U", user, "-d", database, "-c", "SELECT 1", capture=True)
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
 def main() -> int:
     """Returns 0 when everything held."""
     try:
@@ -95,6 +104,8 @@ def main() -> int:
             assert inspect(service, "{{.State.ExitCode}}") == "0", service
         for service in ("authsvc", "accounting", "inference", "edge"):
             assert inspect(service, "{{.Config.User}}") == "naru", service
+        assert not may_open("authsvc", "accounting"), "a database is its service's alone"
+        assert may_open("authsvc", "authsvc")
         key = compose("run", "--rm", "-T", "authsvc", "naru", "bootstrap", capture=True).strip()
         assert key.startswith("sk-naru-")
         until(lambda: answers(key), 30, "a chat answered by vLLM in its container")

@@ -33,11 +33,16 @@ know() {
 }
 
 for service in edge authsvc accounting inference operator; do make "service-token-$service" >/dev/null; done
-postgres=$(make postgres-password)
 redis=$(make redis-password)
 
-# authsvc and accounting have a database each; the first start of PostgreSQL makes them (deploy/postgres-init.sql).
-give postgres postgres-password "$postgres"
+# authsvc and accounting have a database and a user each; the first start of PostgreSQL makes them (deploy/postgres-init.sql).
+# An earlier version's had one user, whose password the URLs that were given then still hold.
+give postgres postgres-password "$(make postgres-password)"
+for service in authsvc accounting; do
+  password=$(make "postgres-password-$service")
+  give postgres "$service-password" "$password"
+  give "$service" database-url "postgresql+asyncpg://$service:$password@postgres:5432/$service"
+done
 give redis redis.conf "bind * -::*
 requirepass $redis
 appendonly yes
@@ -49,11 +54,9 @@ know authsvc edge accounting inference operator
 # `naru bootstrap` runs there.
 give authsvc service-token-operator "$(make service-token-operator)"
 give authsvc pepper "$(make pepper)"
-give authsvc database-url "postgresql+asyncpg://naru:$postgres@postgres:5432/authsvc"
 
 know accounting edge inference operator
 give accounting service-token-accounting "$(make service-token-accounting)"
-give accounting database-url "postgresql+asyncpg://naru:$postgres@postgres:5432/accounting"
 give accounting outcome-key "$(make outcome-key)"
 give accounting redis-url "redis://:$redis@redis:6379/0"
 

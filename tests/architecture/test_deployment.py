@@ -150,6 +150,18 @@ def test_no_service_can_call_as_another_one(tmp_path: Path) -> None:
         assert {str(name) for name in ServiceName if known.who(every.of(name))} == callers | {own}
 
 
+def test_each_database_has_a_user_of_its_own(tmp_path: Path) -> None:
+    """Whose password only PostgreSQL knows beside it. A URL that an earlier version gave stays: its database has one user."""
+    (tmp_path / "accounting").mkdir()
+    (tmp_path / "accounting/database-url").write_text("as it was")
+    subprocess.run(["sh", ROOT / "deploy/secrets.sh", tmp_path], check=True)
+    password = (tmp_path / "postgres/authsvc-password").read_text().strip()
+    url = f"postgresql+asyncpg://authsvc:{password}@postgres:5432/authsvc"
+    assert (tmp_path / "authsvc/database-url").read_text().strip() == url
+    assert (tmp_path / "accounting/database-url").read_text() == "as it was"
+    assert password not in (tmp_path / "postgres/accounting-password").read_text()
+
+
 @pytest.mark.parametrize("name", FILES[1:])
 def test_overrides_only_touch_services_that_exist(name: str) -> None:
     """An override of a service that is not there would start a second one."""
