@@ -120,9 +120,6 @@ def test_answers_are_as_documented(naru: Platform) -> None:
             fuzzed = given(operation.as_strategy(generation_mode=mode))(check)
             settings(
                 max_examples=examples,
-                deadline=None,
-                derandomize=True,
-                database=None,
                 phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )(fuzzed)()

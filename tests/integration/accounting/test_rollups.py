@@ -158,9 +158,7 @@ def fresh(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> 
 
 
 @pytest.mark.behaviour
-@settings(
-    max_examples=int(os.environ.get("ROLLUP_EXAMPLES", "12")), deadline=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=int(os.environ.get("ROLLUP_EXAMPLES", "12")), suppress_health_check=list(HealthCheck))
 @given(runs=st.lists(st.tuples(STEPS, st.lists(QUERIES, min_size=3, max_size=3)), min_size=3, max_size=3))
 def test_questions_are_answered_exactly(fresh: object, runs: list[object]) -> None:
     """Before anything is rolled, in between, and after: the same as adding up all events."""

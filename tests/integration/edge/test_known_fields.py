@@ -75,13 +75,7 @@ def _statuses(client: httpx.Client, path: str, fields: Mapping[str, Field], exam
     """How often bodies of these fields were answered how."""
     told: Counter[int] = Counter()
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
+    @settings(max_examples=examples, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
     @given(bodies(fields, MODEL))
     def send(body: dict[str, Any]) -> None:
         answer = client.post(path, content=json.dumps(body).encode())

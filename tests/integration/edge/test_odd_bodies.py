@@ -115,7 +115,7 @@ async def test_no_body_breaks_it(service: SimulatedEdge, path: str) -> None:
     valid = {"model": MODEL} | _BODIES[path]
     with service.client() as client:
 
-        @settings(max_examples=40, deadline=None, derandomize=True, database=None)
+        @settings(max_examples=40)
         @given(_bodies(valid))
         def send(body: bytes) -> None:
             _check(path, client.post(path, content=body))

@@ -121,7 +121,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80)
 @given(steps=st.lists(STEPS, min_size=1, max_size=12))
 def test_usage_posted_is_usage_billed(empty: Path, steps: list[tuple[str, list[BookedEvent] | list[EventRef]]]) -> None:
     """Reports of any evidence and attempt, duplicates, ends of leases: the ledger says what the highest attempt costs."""

@@ -429,12 +429,5 @@ def test_the_script_decides_as_the_model_does(machine: type[QuotaMachine]) -> No
     """Whatever happens in whatever order, the script's answers are those of a model that counts everything again."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis does not type it
         machine,
-        settings=settings(
-            max_examples=150,
-            stateful_step_count=40,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=settings(max_examples=150, stateful_step_count=40, suppress_health_check=list(HealthCheck)),
     )

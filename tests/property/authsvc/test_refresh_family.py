@@ -218,6 +218,4 @@ class RefreshFamilies(RuleBasedStateMachine):
 
 
 TestRefreshFamilies = RefreshFamilies.TestCase
-TestRefreshFamilies.settings = settings(
-    max_examples=8, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestRefreshFamilies.settings = settings(max_examples=8, stateful_step_count=15, suppress_health_check=list(HealthCheck))

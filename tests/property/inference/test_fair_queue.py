@@ -103,7 +103,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.queue.used >= self.slots
 
 
-QueueMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+QueueMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestQueue = QueueMachine.TestCase
 
 
@@ -155,7 +155,7 @@ class Busy:
     weights=st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=2, max_size=4),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_backlogged_tenants_are_served_alike(slots: int, weights: list[float], seed: int) -> None:
     """Their counters never part by more than one prompt and what fits into the engine, however long it goes on."""
     busy = Busy(slots, weights, random.Random(seed))
@@ -172,7 +172,7 @@ def test_backlogged_tenants_are_served_alike(slots: int, weights: list[float], s
     history=st.integers(0, 100),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_newcomer_waits_for_one_request_of_each_other_at_most(
     slots: int, flooding: int, history: int, seed: int
 ) -> None:
@@ -195,7 +195,7 @@ def test_a_newcomer_waits_for_one_request_of_each_other_at_most(
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_tenant_that_was_idle_gets_no_more_than_its_share(seed: int) -> None:
     """It is not served until it has caught up with those that worked all the time."""
     busy = Busy(2, [1.0], random.Random(seed))

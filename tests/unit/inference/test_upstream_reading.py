@@ -52,7 +52,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(JSON, max_size=3), JSON, st.booleans(), st.booleans())
 def test_any_json_is_a_chunk_or_an_error(choices: list[Any], usage: Any, chat: bool, whole: bool) -> None:
     """Nothing but NaruError is raised, and what is read is of choices that were asked for, in whole numbers."""
@@ -89,7 +89,7 @@ def test_what_no_message_can_hold(choice: dict[str, Any]) -> None:
         assert "nan" not in str(delta_to_proto(end))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(JSON, st.sampled_from([400, 401, 429, 500]))
 def test_any_error_is_one_of_ours(body: Any, status: int) -> None:
     """Whatever a body holds, it becomes an error that can be sent."""
