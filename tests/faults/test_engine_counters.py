@@ -46,8 +46,8 @@ def naru(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         "NARU_INFERENCE_ENGINE": "simulated",
         "NARU_INFERENCE_SIMULATED_TOKENS_PER_SECOND": str(TOKENS_PER_SECOND),
         "NARU_ACCOUNTING_TIERS_FILE": str(folder / "tiers.toml"),
-        "NARU_LEASE_SECONDS": "3",
-        "NARU_ACCOUNTING_RECOVERY_SECONDS": "6",
+        "NARU_LEASE_SECONDS": "9",
+        "NARU_ACCOUNTING_RECOVERY_SECONDS": "12",
     }
     with platform(folder / "state", environ) as running:
         accounts.sell(running)
@@ -160,7 +160,7 @@ def lose_redis(naru: Platform) -> None:
     for kept in folder.iterdir():
         shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
     os.kill(process_id, signal.SIGKILL)
-    until(lambda: naru.redis_ids() not in ([], [process_id]), 15, "Redis to be started again")
+    until(lambda: naru.redis_ids() not in ([], [process_id]), 30, "Redis to be started again")
 
 
 def left(naru: Platform, key: str) -> dict[int, int]:
@@ -174,11 +174,11 @@ def left(naru: Platform, key: str) -> dict[int, int]:
 async def test_what_runs_holds_again_what_it_held_when_redis_lost_it(naru: Platform) -> None:
     """Five of five places are taken after the recovery, tokens count, and in the end all is as if nothing had been."""
     key = naru.new_key(description="five", tier="five")
-    long = {**CHAT, "max_tokens": 20 * TOKENS_PER_SECOND, "stream": True}
+    long = {**CHAT, "max_tokens": 40 * TOKENS_PER_SECOND, "stream": True}
     first = await ask(naru, key, "chat/completions", CHAT)
     assert first == 200
     streams = [asyncio.create_task(ask(naru, key, "chat/completions", long)) for _ in range(5)]
-    await asyncio.to_thread(until, lambda: naru.leases() == 5, 10, "the streams to be admitted")
+    await asyncio.to_thread(until, lambda: naru.leases() == 5, 20, "the streams to be admitted")
     await asyncio.to_thread(lose_redis, naru)
     statuses = []
     while not statuses or statuses[-1] == 503:

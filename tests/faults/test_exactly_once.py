@@ -1,6 +1,6 @@
 """Every request is settled once, with exact figures, however long it runs, whoever is away, and whatever it is called.
 
-The simulated engine, since no text matters here; leases are short, so that many of them fit into a test.
+The simulated engine, since no text matters here; leases are short, so that streams are longer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from tests.support.platform import MODEL, Platform, answers, platform, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
-LEASE_SECONDS = 3.0
+# Renewed every 4 seconds: a process that stands still for a few seconds loses none.
+LEASE_SECONDS = 12.0
 TOKENS_PER_SECOND = 5
 CLOCK_READING = 0.01
 
@@ -87,33 +88,34 @@ def assert_settled_once(naru: Platform, key: str, streams: list[Streamed]) -> No
     found = sorted(accounts.events(naru, key), key=lambda event: event.reserve_time.ToNanoseconds())
     entries = {entry.event_id: entry for entry in accounts.entries(naru, [event.event_id for event in found])}
     assert len(found) == len(entries) == len(streams)
-    for event, told in zip(found, sorted(streams, key=lambda one: one.begun), strict=True):
+    # Those that were begun at once may have been admitted, and told of it, in other orders.
+    begun, admitted = (sorted(times) for times in zip(*(one.begun for one in streams), strict=True))
+    for event, earliest, latest in zip(found, begun, admitted, strict=True):
         assert (event.attempt, event.accuracy) == (0, usage_event_pb2.ACCURACY_EXACT)
-        assert event.usage.prompt_tokens == told.prompt_tokens
-        assert (
-            told.begun[0] - CLOCK_READING <= event.reserve_time.ToNanoseconds() / 1e9 <= told.begun[1] + CLOCK_READING
-        )
+        assert earliest - CLOCK_READING <= event.reserve_time.ToNanoseconds() / 1e9 <= latest + CLOCK_READING
         assert entries[event.event_id].amount == -event.cost
         assert entries[event.event_id].booked_time == event.reserve_time
         assert event.cost == accounts.cost(1, event.usage.prompt_tokens, event.usage.completion_tokens)
-    # Those that were begun at once may have been admitted in another order.
-    assert sorted(event.usage.completion_tokens for event in found) == sorted(one.completion_tokens for one in streams)
+    assert sorted((event.usage.prompt_tokens, event.usage.completion_tokens) for event in found) == sorted(
+        (one.prompt_tokens, one.completion_tokens) for one in streams
+    )
     assert row.cost == sum(event.cost for event in found)
     assert accounts.findings(naru) == []
 
 
-async def test_a_stream_longer_than_ten_leases(naru: Platform) -> None:
+async def test_a_stream_longer_than_two_leases(naru: Platform) -> None:
     """Renewed all along: it keeps its place in flight, is never swept, and is settled once."""
     key = naru.new_key(description="long", tier="unlimited")
     expired = naru.metric("accounting", "naru_leases_expired_total")
-    running = asyncio.create_task(stream(naru, key, round(11 * LEASE_SECONDS * TOKENS_PER_SECOND)))
-    await asyncio.to_thread(until, lambda: naru.leases() == 1, 10, "the stream to be admitted")
+    tokens = round(2.5 * LEASE_SECONDS * TOKENS_PER_SECOND)
+    running = asyncio.create_task(stream(naru, key, tokens))
+    await asyncio.to_thread(until, lambda: naru.leases() == 1, 20, "the stream to be admitted")
     while not running.done():
         assert naru.metric("accounting", "naru_leases_expired_total") == expired
         await asyncio.sleep(0.2)
     told = await running
-    assert told.seconds > 10 * LEASE_SECONDS
-    assert told.completion_tokens == round(11 * LEASE_SECONDS * TOKENS_PER_SECOND)
+    assert told.seconds > 2 * LEASE_SECONDS
+    assert told.completion_tokens == tokens
     assert_settled_once(naru, key, [told])
 
 
@@ -125,7 +127,7 @@ def kept_away(naru: Platform, service: str) -> Iterator[None]:
     with socket.socket() as port:
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         os.kill(process_id, signal.SIGKILL)
-        until(lambda: taken(port, address), 10, "the port to be free")
+        until(lambda: taken(port, address), 30, "the port to be free")
         # Else it may be shared: who listens had to allow that too, and gRPC does.
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         yield
@@ -144,12 +146,13 @@ async def test_accounting_down_for_longer_than_a_lease(naru: Platform) -> None:
     """Streams go on and end meanwhile; each is settled once afterwards, exactly and in its own time; nothing stays reserved."""
     key = naru.new_key(description="outage", tier="unlimited")
     # Some end while it is away, some go on for longer than that.
-    lengths = (10, 12, 14, 150, 151, 152)
+    lengths = (40, 42, 44, 250, 251, 252)
     running = [asyncio.create_task(stream(naru, key, tokens)) for tokens in lengths]
-    await asyncio.to_thread(until, lambda: naru.leases() == len(lengths), 10, "all to be admitted")
+    await asyncio.to_thread(until, lambda: naru.leases() == len(lengths), 20, "all to be admitted")
     with kept_away(naru, "accounting"):
-        await asyncio.sleep(2.5 * LEASE_SECONDS)
-        assert [task.done() for task in running] == [True] * 3 + [False] * 3
+        await asyncio.sleep(1.5 * LEASE_SECONDS)
+        await asyncio.wait_for(asyncio.gather(*running[:3]), 30)
+        assert not any(task.done() for task in running[3:])
     ready = f"http://127.0.0.1:{naru.ports['NARU_ACCOUNTING_OPS_PORT']}/readyz"
     back = await asyncio.to_thread(until, lambda: answers(ready), 30, "accounting to be back")
     print(f"accounting was back {back:.1f} s after it could")
@@ -180,7 +183,7 @@ async def test_a_hundred_requests_of_one_request_id(naru: Platform) -> None:
     assert {event.request_id for event in found} == {"the-same-for-all"}
     assert len(accounts.entries(naru, [event.event_id for event in found])) == 100
     assert row.cost == accounts.cost(100, row.usage.prompt_tokens, row.usage.completion_tokens)
-    until(lambda: len(logged(naru, key)) >= 100, 10, "the request log")
+    until(lambda: len(logged(naru, key)) >= 100, 30, "the request log")
     lines = logged(naru, key)
     assert {line.event_id for line in lines} == {event.event_id for event in found}
     assert len(lines) == 100
