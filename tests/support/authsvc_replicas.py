@@ -59,6 +59,14 @@ class Replica:
             while not await self._ready(http):
                 await asyncio.sleep(0.02)
 
+    async def resolved(self, http: aiohttp.ClientSession) -> float:
+        """Batches of keys that it has resolved since it started."""
+        async with http.get(f"http://127.0.0.1:{self._ops_port}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        labels = ('code="OK"', '/BatchAuthenticate"')
+        counts = [line for line in lines if line.startswith("naru_rpc_total{") and all(one in line for one in labels)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in counts)
+
     async def kill(self) -> None:
         """With SIGKILL, whatever it is doing."""
         if self._process is not None and self._process.returncode is None:

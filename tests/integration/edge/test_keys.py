@@ -51,13 +51,14 @@ class Platform:
         """What the key gets on a route of OpenAI's."""
         return (await self.ask("GET", "/v1/models", key))[0]
 
-    async def becomes(self, key: str, status: int) -> float:
-        """Seconds until the key gets this status."""
+    async def becomes(self, key: str, status: int) -> None:
+        """Returns when the key gets this status."""
         started = time.monotonic()
-        async with asyncio.timeout(20):
+        # Promised is a second; a busy machine gets more, but less than the 9 after which an edge without invalidations asks anew.
+        async with asyncio.timeout(8):
             while await self.status(key) != status:
                 await asyncio.sleep(0.005)
-        return time.monotonic() - started
+        print(f"{status} after {time.monotonic() - started:.2f} s")
 
 
 @pytest.fixture
@@ -96,27 +97,27 @@ async def test_the_life_of_a_key(platform: Platform) -> None:
     scopes = {"scopes": {"endpoints": ["/v1/chat/*"]}, "description": None}
     status, changed = await platform.ask("PATCH", f"/api/keys/{key_id}", json=scopes)
     assert (status, changed["description"], changed["metadata"]) == (200, "", {"team": "search"})
-    assert await platform.becomes(key, 403) < 5
+    await platform.becomes(key, 403)
     await platform.ask("PATCH", f"/api/keys/{key_id}", json={"scopes": {"endpoints": ["/v1/mod*"]}})
-    assert await platform.becomes(key, 200) < 5
+    await platform.becomes(key, 200)
 
     _, rotated = await platform.ask("POST", f"/api/keys/{key_id}/rotate", json={"grace_period": "3600s"})
     second = rotated["secret_key"]
     assert (await platform.status(key), await platform.status(second)) == (200, 200)
     _, rotated = await platform.ask("POST", f"/api/keys/{key_id}/rotate", json={"grace_period": "0s"})
     third = rotated["secret_key"]
-    assert await platform.becomes(key, 401) < 5
-    assert await platform.becomes(second, 401) < 5
+    await platform.becomes(key, 401)
+    await platform.becomes(second, 401)
     assert await platform.status(third) == 200
 
     _, blocked = await platform.ask("POST", f"/api/keys/{key_id}/block")
     assert blocked["state"] == "blocked"
-    assert await platform.becomes(third, 401) < 5
+    await platform.becomes(third, 401)
     await platform.ask("POST", f"/api/keys/{key_id}/unblock")
-    assert await platform.becomes(third, 200) < 5
+    await platform.becomes(third, 200)
     status, revoked = await platform.ask("DELETE", f"/api/keys/{key_id}")
     assert (status, revoked["state"]) == (200, "revoked")
-    assert await platform.becomes(third, 401) < 5
+    await platform.becomes(third, 401)
 
 
 async def test_the_same_creation_makes_one_key(platform: Platform) -> None:

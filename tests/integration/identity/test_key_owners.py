@@ -19,13 +19,14 @@ async def naru(tmp_path: Path) -> AsyncIterator[Installation]:
         yield running
 
 
-async def becomes(naru: Installation, key: str, status: int) -> float:
-    """Seconds until the key gets this status on /v1."""
+async def becomes(naru: Installation, key: str, status: int) -> None:
+    """Returns when the key gets this status on /v1."""
     started = time.monotonic()
-    async with asyncio.timeout(20):
+    # Promised is a second; a busy machine gets more, but less than the 9 after which an edge without invalidations asks anew.
+    async with asyncio.timeout(8):
         while (await naru.ask("GET", "/v1/models", token=key)).status != status:
             await asyncio.sleep(0.005)
-    return time.monotonic() - started
+    print(f"{status} after {time.monotonic() - started:.2f} s")
 
 
 async def test_keys_follow_their_user(naru: Installation) -> None:
@@ -34,7 +35,7 @@ async def test_keys_follow_their_user(naru: Installation) -> None:
     made = await naru.ask("POST", "/api/keys", {"user_id": user["user_id"]}, token=naru.key)
     assert made.status == 200, made
     key, other = made.body["secret_key"], naru.key
-    assert await becomes(naru, key, 200) < 5
+    await becomes(naru, key, 200)
     path, seat = f"/api/users/{user['user_id']}", f"/api/workspaces/{naru.workspace_id}/members/{user['user_id']}"
     for method, where, body, status in (
         ("PUT", path, {"email": EMAIL, "blocked": True}, 401),
@@ -44,7 +45,7 @@ async def test_keys_follow_their_user(naru: Installation) -> None:
     ):
         changed = await naru.ask(method, where, body, token=naru.key)
         assert changed.status == 200, changed
-        assert await becomes(naru, key, status) < 5, (method, where)
+        await becomes(naru, key, status)
         assert (await naru.ask("GET", "/v1/models", token=other)).status == 200
 
 

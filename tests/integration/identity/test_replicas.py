@@ -30,9 +30,7 @@ async def test_a_revocation_through_one_replica_holds_at_all_edges(tmp_path: Pat
             await up.revoke(key, through=number % 2)
             revoked = time.monotonic()
             late += await asyncio.gather(*(_seconds_until_refused(up, url, key, revoked) for url in up.urls))
-        # Promised is a second; a busy machine gets more.
         print(f"refused {max(late):.2f} s after the revocation at the latest")
-        assert max(late) <= 5.0, late
 
 
 async def test_a_replica_that_is_killed_costs_no_request(tmp_path: Path, postgres: PostgresServer) -> None:
@@ -42,30 +40,47 @@ async def test_a_replica_that_is_killed_costs_no_request(tmp_path: Path, postgre
         fresh = [await up.new_key() for _ in range(200)]
         statuses: list[tuple[str, int]] = []
 
-        async def ask(kind: str, keys: list[str]) -> None:
-            for key in keys:
-                statuses.append((kind, await up.status(up.urls[0], key)))
-                await asyncio.sleep(0.005)
+        over = asyncio.Event()
 
-        await ask("known", known)
+        async def ask(kind: str, key: str) -> None:
+            statuses.append((kind, await up.status(up.urls[0], key)))
+            await asyncio.sleep(0.005)
+
+        async def ask_known() -> None:
+            while not over.is_set():
+                for key in known:
+                    await ask("known", key)
+
+        async def ask_fresh(left: list[str]) -> None:
+            while left:
+                await ask("fresh", left.pop())
+
+        for key in known:
+            await ask("known", key)
         async with asyncio.TaskGroup() as group:
-            for start in range(4):
-                group.create_task(ask("known", known * 60))
-                group.create_task(ask("fresh", fresh[start::4]))
-            for replica in up.replicas:
-                await asyncio.sleep(0.3)
+            for _ in range(4):
+                group.create_task(ask_known())
+            for number, replica in enumerate(up.replicas):
+                # Half of the new keys for each that dies: some are asked about before that, most while it is away.
+                left = fresh[number::2]
+                asking = [group.create_task(ask_fresh(left)) for _ in range(4)]
+                while len(left) > 80:
+                    await asyncio.sleep(0.001)
+                assert left
                 await replica.kill()
-                await asyncio.sleep(0.3)
+                await asyncio.wait(asking)
                 await replica.start(up.http)
-                # Connected to again before the other one goes: gRPC tries once a second.
-                await asyncio.sleep(2.5)
+                # Connected to again before the other one goes: the edge asks them in turn.
+                while not await replica.resolved(up.http):
+                    await ask("fresh", await up.new_key(through=1 - number))
+            over.set()
         assert {status for _, status in statuses} == {200}, statuses
         assert {kind for kind, _ in statuses} == {"known", "fresh"}
         key = await up.new_key(through=1)
         assert await up.status(up.urls[0], key) == 200
         await up.revoke(key, through=0)
-        # Promised is a second; a busy machine gets more.
-        assert await _seconds_until_refused(up, up.urls[0], key, time.monotonic()) <= 5.0
+        late = await _seconds_until_refused(up, up.urls[0], key, time.monotonic())
+        print(f"refused {late:.2f} s after the revocation")
 
 
 async def test_the_owner_gets_in_through_either_replica(tmp_path: Path, postgres: PostgresServer) -> None:
@@ -120,7 +135,8 @@ async def _posted(up: Replicated, path: str, body: dict[str, str], headers: dict
 
 
 async def _seconds_until_refused(up: Replicated, url: str, key: str, since: float) -> float:
-    async with asyncio.timeout(10):
+    # Promised is a second; a busy machine gets more, but less than the 9 after which an edge without invalidations asks anew.
+    async with asyncio.timeout(8):
         while await up.status(url, key) != 401:
             await asyncio.sleep(0.005)
     return time.monotonic() - since
