@@ -95,14 +95,14 @@ async def test_a_cancelled_stream_is_metered_to_the_token(tmp_path: Path) -> Non
 
 
 async def test_a_lost_session_is_metered(tmp_path: Path) -> None:
-    """The edge goes away: its streams are aborted in the engine within a second, and accounting hears of them."""
+    """The edge goes away: its streams are aborted in the engine, and accounting hears of them."""
     engine = ScriptedEngine()
     async with inference_service(tmp_path, engine) as service:
         async with service.session() as session:
             await session.send(submit(1, generation(1)))
             await session.read_until(lambda frames: "accepted" in kinds(frames))
             engine.submitted[0].emit("x")
-        await eventually(lambda: engine.submitted[0].cancelled, 1.0)
+        await eventually(lambda: engine.submitted[0].cancelled)
         await eventually(lambda: service.events)
         assert service.events[0].usage.completion_tokens == 2
 
@@ -252,7 +252,7 @@ async def test_a_direct_call_that_ends_early_is_cancelled_in_the_engine(tmp_path
             await anext(messages)
             engine.submitted[0].emit("x")
             await anext(messages)
-        await eventually(lambda: engine.submitted[0].cancelled, 1.0)
+        await eventually(lambda: engine.submitted[0].cancelled)
         await eventually(lambda: service.events)
         assert service.events[0].usage.completion_tokens == 2
         assert service.events[0].principal.key_id == owner.key_id
@@ -347,7 +347,7 @@ async def test_a_drain_finishes_refuses_aborts_tells_and_ships(tmp_path: Path) -
     """While stopping: load says so, new streams are refused, one ends by itself, one is aborted, both are shipped."""
     engine = ScriptedEngine()
     stack = AsyncExitStack()
-    service = await stack.enter_async_context(inference_service(tmp_path, engine, shutdown_grace=1.0))
+    service = await stack.enter_async_context(inference_service(tmp_path, engine, shutdown_grace=5.0))
     async with service.session() as session:
         await session.send(submit(1, generation(1)), submit(2, generation(2)))
         await session.read_until(lambda frames: kinds(frames).count("accepted") == 2)

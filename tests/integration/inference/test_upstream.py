@@ -159,15 +159,15 @@ async def test_a_hang_up_ends_the_upstreams_request(pair: Pair) -> None:
     assert front.usage.prompt_tokens >= upstream.usage.prompt_tokens
 
 
-async def test_a_hang_up_before_the_answer(pair: Pair) -> None:
+async def test_a_hang_up_before_the_answer(pair: Pair, tmp_path: Path) -> None:
     """A whole answer that nobody waits for any more is stopped at the upstream before it is there."""
     body = {"model": "ours", "messages": MESSAGES, "max_tokens": 4000, "ignore_eos": True}
     headers = {"Authorization": f"Bearer {pair.front.key}"}
     async with aiohttp.ClientSession() as http:
         asked = asyncio.create_task(http.post(f"{pair.front.url}/chat/completions", json=body, headers=headers))
-        await until(lambda: pair.upstream.accounting.reservations)
         # Until its engine has it: all of it takes ten seconds.
-        await asyncio.sleep(0.5)
+        journal = tmp_path / "upstream/journal-0"
+        await until(lambda: any(b'"kind":"accepted"' in part.read_bytes() for part in journal.glob("*.segment")))
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
