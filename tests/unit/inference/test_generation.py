@@ -126,7 +126,7 @@ async def test_cancel_meters_what_the_engine_generated_not_what_was_told(bench: 
 async def test_a_timeout_ends_a_running_request(bench: Bench) -> None:
     """The time allowed runs out: aborted with DEADLINE_EXCEEDED, and metered."""
     hearing = Hearing()
-    bench.generations.start(order_of(timeout=0.05), hearing)
+    bench.generations.start(order_of(timeout=1.0), hearing)
     await eventually(lambda: bench.engine.submitted)
     bench.engine.submitted[0].emit("a")
     await eventually(lambda: hearing.over)

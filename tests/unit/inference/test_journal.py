@@ -58,7 +58,7 @@ async def test_a_restart_finds_exactly_what_was_not_acknowledged(tmp_path: Path)
     journal.close()
     journal = open_journal(tmp_path)
     assert journal.unshipped(10) == [event_of(1), event_of(2, Evidence.ACCEPTED)]
-    await asyncio.wait_for(journal.wait_unshipped(), 1)
+    await asyncio.wait_for(journal.wait_unshipped(), 20)
     journal.acknowledge([event_of(1).key, event_of(2).key])
     journal.close()
     journal = open_journal(tmp_path)

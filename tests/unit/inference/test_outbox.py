@@ -55,7 +55,7 @@ async def turns(count: int = 20) -> None:
 
 async def test_steps_in_quick_succession_share_a_batch() -> None:
     """After a batch with further tokens, more of those wait; each stays an output of its own, in order."""
-    outbox = new_outbox(pause_seconds=0.05)
+    outbox = new_outbox(pause_seconds=1.0)
     outbox.put(1, output("a", 2))
     assert await outbox.take() == [(1, output("a", 2))]
     taking = asyncio.create_task(outbox.take())

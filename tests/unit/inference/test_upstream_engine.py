@@ -147,15 +147,16 @@ async def test_who_answers_nothing_is_away() -> None:
 
 async def test_an_answer_ends_though_its_stream_does_not() -> None:
     """Once all choices have ended the usage has a little time to come; then the answer is over without it."""
-    for events, accuracy in (
-        ([chunk(gained(content="Hi", finish_reason="stop")), 5.0], None),
-        ([chunk(gained(content="Hi", finish_reason="stop")), chunk(usage=USAGE), 5.0], Usage(31, 17, 9, 4)),
+    end = chunk(gained(content="Hi", finish_reason="stop"))
+    for events, patience, usage in (
+        ([end, 60.0], 0.1, None),
+        ([end, chunk(usage=USAGE), 60.0], 2.0, Usage(31, 17, 9, 4)),
     ):
-        async with fake_upstream() as upstream, engine_of(config_of(upstream.url, usage_patience=0.1)) as engine:
+        async with fake_upstream() as upstream, engine_of(config_of(upstream.url, usage_patience=patience)) as engine:
             upstream.stream = events
             *_, last = await answer(engine, asked())
             await until(lambda upstream=upstream: upstream.open == 0)  # type: ignore[misc] # mypy cannot infer it
-        assert (last.finish_reason, last.usage) == ("stop", accuracy)
+        assert (last.finish_reason, last.usage) == ("stop", usage)
 
 
 BLOCK = 1 << 16
