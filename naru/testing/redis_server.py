@@ -15,6 +15,8 @@ from naru.embedded import redis_executable
 
 SERVER_VARIABLE = "NARU_TEST_REDIS_SERVER"
 """Names another redis-server for tests to run on."""
+_given: set[int] = set()
+"""Ports that were given out: whoever asked for them may not listen on them yet."""
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def redis_server() -> Iterator[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ports of 127.0.0.1 that nobody listens on at this moment.
+    """So many different ports of 127.0.0.1 that nobody listens on at this moment, and none that was given out before.
 
     They lie below the ports that systems hand out by themselves (32768 on Linux), so that no connection takes one before it is
     listened on, nor while its process is being started again.
@@ -45,11 +47,14 @@ def free_ports(count: int) -> list[int]:
         found: list[int] = []
         # Held until all are found. In an order of chance: several test runs may look at the same time.
         for port in random.sample(range(10_000, 32_000), 1_000):
+            if port in _given:
+                continue
             probe = stack.enter_context(socket.socket())
             with suppress(OSError):
                 probe.bind(("127.0.0.1", port))
                 found.append(port)
             if len(found) == count:
+                _given.update(found)
                 return found
     raise RuntimeError("too few free ports from 10000 to 31999")
 
