@@ -36,7 +36,12 @@ def naru(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 async def chat_at_once(naru: Platform, key: str, count: int, max_tokens: int) -> list[tuple[int, dict[str, object]]]:
     """Status and body of that many chats, all begun together."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Go."}], "max_tokens": max_tokens}
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Go."}],
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+    }
 
     async def chat(session: aiohttp.ClientSession) -> tuple[int, dict[str, object]]:
         async with session.post(f"{naru.url}/v1/chat/completions", json=body) as response:
@@ -71,12 +76,15 @@ async def test_no_more_run_at_once_than_may(naru: Platform) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    statuses = [status for status, _ in await chat_at_once(naru, key, 200, 20)]
-    # A place is free once accounting heard that its request has ended, which is a moment after its answer.
-    until(lambda: naru.leases() == 0, 10, "every place to be given back")
-    statuses += [status for status, _ in await chat_at_once(naru, key, 5, 2)]
-    done.set()
-    watcher.join()
+    try:
+        # Long enough to be seen.
+        statuses = [status for status, _ in await chat_at_once(naru, key, 200, 200)]
+        # A place is free once accounting heard that its request has ended, which is a moment after its answer.
+        until(lambda: naru.leases() == 0, 30, "every place to be given back")
+        statuses += [status for status, _ in await chat_at_once(naru, key, 5, 2)]
+    finally:
+        done.set()
+        watcher.join()
     assert set(statuses) == {200, 429}
     assert statuses[-5:] == [200] * 5
     assert 1 <= max(seen) <= 5

@@ -55,7 +55,12 @@ async def chat_at_once(urls: Sequence[str], key: str, max_tokens: int) -> list[t
     """Status and usage of a thousand chats in English, Korean and code, all begun together."""
 
     async def chat(session: aiohttp.ClientSession, url: str, text: str) -> tuple[int, dict[str, int]]:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens}
+        body = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+        }
         async with session.post(f"{url}/v1/chat/completions", json=body) as response:
             return response.status, (await response.json()).get("usage", {})
 
@@ -87,9 +92,12 @@ async def test_requests_in_flight(naru: Platform, urls: Sequence[str]) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    answers = await chat_at_once(urls, key, 20)
-    done.set()
-    watcher.join()
+    try:
+        # Long enough to be seen.
+        answers = await chat_at_once(urls, key, 200)
+    finally:
+        done.set()
+        watcher.join()
     assert {status for status, _ in answers} == {200, 429}
     assert 1 <= max(seen) <= 5
     assert accounts.used(naru, key).requests == sum(status == 200 for status, _ in answers)

@@ -23,7 +23,7 @@ from naru.testing.redis_server import free_ports
 from tests.support import accounts
 from tests.support.platform import MODEL, ROOT, Platform, answers, platform, until
 
-pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.behaviour, pytest.mark.timeout(400)]
 
 REPORTED, ESTIMATED = usage_event_pb2.ACCURACY_REPORTED, usage_event_pb2.ACCURACY_ESTIMATED
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me of the ferry."}]
@@ -100,7 +100,7 @@ def test_a_local_model_and_an_upstreams_behind_one_edge(tmp_path: Path) -> None:
 def all_is_well(naru: Platform) -> bool:
     """Whether the edge says that every service and every replica is there."""
     try:
-        with urllib.request.urlopen(f"{naru.url}/health", timeout=5) as response:
+        with urllib.request.urlopen(f"{naru.url}/health", timeout=60) as response:
             return bool(json.load(response)["status"] == "ok")
     except urllib.error.HTTPError:
         return False

@@ -18,6 +18,9 @@ from naru import api_key
 from tests.support.otlp import Receiver
 from tests.support.platform import MODEL, ROOT, Platform, until
 
+# The first one starts the installation.
+pytestmark = pytest.mark.timeout(300)
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 

@@ -19,6 +19,9 @@ from naru.api.inference.v1 import generation_pb2, inference_service_pb2, inferen
 from naru.permissions import GRANTS
 from tests.support.platform import MODEL, Platform, until
 
+# The first one starts the installation.
+pytestmark = pytest.mark.timeout(300)
+
 CHAT = generation_pb2.ChatInput(
     messages=[generation_pb2.ChatMessage(role="user", content="What is the capital of France?")],
     sampling=generation_pb2.SamplingParameters(temperature=0, max_tokens=16),

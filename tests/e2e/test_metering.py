@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import openai
+import pytest
 
 from naru.api.accounting.v1 import usage_event_pb2
 from tests.support import accounts
 from tests.support.platform import MODEL, Platform, until
+
+# The first one starts the installation.
+pytestmark = pytest.mark.timeout(300)
 
 STORY: list[Any] = [{"role": "user", "content": "Tell me a long story about a ferry."}]
 PROMPTS = ["The capital of France is", "One, two,", "나루는"]

@@ -11,6 +11,9 @@ import pytest
 
 from tests.support.platform import MODEL, Platform
 
+# The first one starts the installation.
+pytestmark = pytest.mark.timeout(300)
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 

@@ -10,6 +10,9 @@ import pytest
 from naru.cli.up import SERVICES
 from tests.support.platform import Platform, descendants, program
 
+# The first one starts the installation.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU has to do for everything")
 def test_the_engine_has_a_cpu_for_itself(naru: Platform) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -41,6 +41,7 @@ class Platform:
     def __init__(self, folder: Path, environ: Mapping[str, str], *, two_replicas: bool = False) -> None:
         self.state = StateFolder(folder)
         self._clients: list[openai.OpenAI] = []
+        self._seen: dict[int, str] = {}
         names = (*DEFAULT_PORTS, *EMBEDDING_PORTS)
         free = free_ports(len(names) + 2)
         self.second_ports, self.ports = free[:2], dict(zip(names, free[2:], strict=True))
@@ -70,6 +71,7 @@ class Platform:
             assert self.process.poll() is None, self.diagnosis()
             assert time.monotonic() < deadline, self.diagnosis()
             time.sleep(0.1)
+        self.note()
         self.api_key = self.state.read_dev_env()["OPENAI_API_KEY"]
 
     def stop(self) -> int:
@@ -79,6 +81,26 @@ class Platform:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=120)
+
+    def note(self) -> None:
+        """Remembers the processes that it has now, for `left`."""
+        self._seen |= {process_id: birth(process_id) for process_id in descendants(self.process.pid)}
+
+    def left(self) -> list[int]:
+        """Those of the noted processes that still run."""
+        return [each for each, born in self._seen.items() if alive(each) and birth(each) == born]
+
+    def kill(self) -> list[list[str]]:
+        """Kills what still runs, the supervisor first, and returns the command lines of the others."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        left = self.left()
+        lines = [command_line(process_id) for process_id in left]
+        for process_id in left:
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        return lines
 
     def diagnosis(self) -> str:
         """What was printed, and the end of every log."""
@@ -113,7 +135,7 @@ class Platform:
 
     def metric_at(self, port: int, name: str) -> float:
         """The same, of the process with this ops port."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as response:
             lines = response.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
@@ -180,7 +202,7 @@ class Platform:
         }
         with self.second("inference", own | dict(environ)) as process:
             # Ready is not yet connected.
-            until(lambda: self.metric_at(ops_port, "naru_inference_sessions") > 0, 10, "the edge to find the replica")
+            until(lambda: self.metric_at(ops_port, "naru_inference_sessions") > 0, 30, "the edge to find the replica")
             yield process
 
     @contextmanager
@@ -219,15 +241,13 @@ def platform(
         running.start()
         yield running
     finally:
-        before = descendants(running.process.pid)
+        # Services that were killed have successors, and what a dead supervisor left was noted at the start.
+        running.note()
         try:
             running.stop()
         finally:
-            if running.process.poll() is None:
-                running.process.kill()
-                running.process.wait()
-        left = [process_id for process_id in before if alive(process_id)]
-        assert not left, f"left behind: {[command_line(process_id) for process_id in left]}"
+            left = running.kill()
+        assert not left, f"left behind: {left}"
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
@@ -254,6 +274,14 @@ def alive(process_id: int) -> bool:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def birth(process_id: int) -> str:
+    """When a process began, as the kernel counts: its id may be another one's later. Empty when it has ended."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def children(process_id: int) -> list[int]:
