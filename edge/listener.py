@@ -25,7 +25,7 @@ class _Connection(RequestHandler):
     """One connection.
 
     Args:
-        stall_seconds: Seconds a client may leave an answer unread. Streams are looked after where they are made.
+        stall_seconds: Seconds a client may leave an answer unread. Streams are looked after where they are made, until they end.
     """
 
     __slots__ = ("_finishing", "_look", "_stall_seconds")
@@ -35,6 +35,16 @@ class _Connection(RequestHandler):
         self._stall_seconds = stall_seconds
         self._finishing = False
         self._look: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Answers one request after the other, then hangs up on a client that does not read what is left."""
+        transport = self.transport
+        try:
+            await super().start()
+        finally:
+            # It is closed by now, which waits without any bound until the kernel has taken what was written.
+            if transport is not None and transport.get_write_buffer_size() > 0:
+                self._look_later(transport, sys.maxsize, self._loop.time())
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -53,22 +63,24 @@ class _Connection(RequestHandler):
         """Hears that an answer is longer than what the client takes at once; of most there is nothing to wait for."""
         super().pause_writing()
         if self._finishing and self._look is None and self.transport is not None:
-            self._look_later(_unread_bytes(self.transport), self._loop.time())
+            self._look_later(self.transport, _unread_bytes(self.transport), self._loop.time())
 
-    def _look_later(self, unread: int, since: float) -> None:
-        self._look = self._loop.call_later(self._stall_seconds / 4, self._look_again, unread, since)
+    def _look_later(self, transport: asyncio.Transport, unread: int, since: float) -> None:
+        self._look = self._loop.call_later(self._stall_seconds / 4, self._look_again, transport, unread, since)
 
-    def _look_again(self, unread: int, since: float) -> None:
+    def _look_again(self, transport: asyncio.Transport, unread: int, since: float) -> None:
         """Hangs up if nothing was read for too long; `unread`: bytes that have been so since then."""
-        if self.transport is None:
+        self._look = None
+        if transport.get_write_buffer_size() == 0:
+            # The kernel has the rest, or the connection is lost.
             return
-        now, left = self._loop.time(), _unread_bytes(self.transport)
+        now, left = self._loop.time(), _unread_bytes(transport)
         if left < unread:
-            self._look_later(left, now)
+            self._look_later(transport, left, now)
         elif now - since < self._stall_seconds:
-            self._look_later(unread, since)
+            self._look_later(transport, unread, since)
         else:
-            self.transport.abort()
+            transport.abort()
 
     def handle_error(
         self,
@@ -141,7 +153,7 @@ class Listener(web.AppRunner):
 
     Args:
         max_header_bytes: Most bytes of the request line and of each header.
-        stall_seconds: Seconds a client may leave an answer unread that is no stream.
+        stall_seconds: Seconds a client may leave an answer unread that is no stream, or the end of one.
     """
 
     __slots__ = ("_options",)

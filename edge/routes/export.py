@@ -105,12 +105,16 @@ class ExportRoutes:
 
     Args:
         streams: The services.
+        stall_seconds: Seconds a client may leave a part of an export unread.
     """
 
-    def __init__(self, access: Access, streams: Streams, clock: Clock) -> None:
+    def __init__(
+        self, access: Access, streams: Streams, clock: Clock, *, stall_seconds: float = _STALL_SECONDS
+    ) -> None:
         self._access = access
         self._streams = streams
         self._clock = clock
+        self._stall_seconds = stall_seconds
 
     def handler(self, row: ExportRow) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """What answers requests of a row."""
@@ -140,10 +144,11 @@ class ExportRoutes:
                     await self._write(http, response, written, row.kind, first)
                 async for answer in answers:
                     await self._write(http, response, written, row.kind, answer)
+                async with asyncio.timeout(self._stall_seconds):
+                    await response.write_eof()
             except (NaruError, TimeoutError) as error:
                 _cut(http, error)
                 raise ConnectionResetError("the export broke off") from error
-            await response.write_eof()
         return response
 
     async def _begin(self, http: web.Request, written: ExportFormat, exported: Exported) -> web.StreamResponse:
@@ -179,7 +184,7 @@ class ExportRoutes:
             chunk = kind.exported.lines(written, messages[start : start + _ROWS_AT_ONCE])
             http[EXCHANGE].response_bytes += len(chunk)
             # A reader that does not read keeps nobody waiting for ever.
-            async with asyncio.timeout(_STALL_SECONDS):
+            async with asyncio.timeout(self._stall_seconds):
                 await response.write(chunk)
 
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
+import socket
 import tracemalloc
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from edge.exchange import EXCHANGE, Exchange
+from edge.listener import Listener
+from edge.routes.export import EXPORTS, ExportRoutes
 from naru.api.accounting.v1 import usage_event_pb2, usage_service_pb2
 from naru.api.common.v1 import error_reason_pb2
+from naru.clock import SystemClock
 from naru.convert import timestamp_to_proto
-from naru.errors import invalid_argument, unavailable
-from naru.identity import Caller, Role, Scopes
+from naru.errors import Reason, invalid_argument, unavailable
+from naru.identity import Caller, Principal, Role, Scopes
 from naru.usage_export import COLUMNS
 from tests.support.edge_harness import KEY, PRINCIPAL, Harness, edge_with_peers, until
 
@@ -133,6 +141,54 @@ async def test_an_export_that_breaks_is_cut_off(edge: Harness) -> None:
             await answer.read()
     await until(lambda: edge.accounting.records)
     assert edge.accounting.records[0].reason == error_reason_pb2.ERROR_REASON_SERVICE_UNAVAILABLE
+
+
+class UnreadExport:
+    """Knows who asks, and has events until their machine takes no more."""
+
+    def __init__(self) -> None:
+        self.exchange = Exchange(request_id="req_1", endpoint="/", api=True, started=0.0, start_time=0.0)
+        self.transport: asyncio.Transport | None = None
+
+    async def authenticate(self, http: web.Request) -> Principal:
+        assert http.transport is not None
+        http[EXCHANGE] = self.exchange
+        self.transport = http.transport
+        # A size that is set does not grow.
+        http.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+        return PRINCIPAL
+
+    @asynccontextmanager
+    async def stream(self, *_: Any, **__: Any) -> AsyncIterator[AsyncIterator[usage_service_pb2.ExportUsageResponse]]:
+        yield self._answers()
+
+    async def _answers(self) -> AsyncIterator[usage_service_pb2.ExportUsageResponse]:
+        assert self.transport is not None
+        # From there on the server waits for its client.
+        while self.transport.get_write_buffer_size() <= 65_536:
+            yield part(record(0, requested_model="m" * 1_000))
+            # By then the kernel took what it can.
+            await asyncio.sleep(0.001)
+
+
+async def test_the_end_of_an_export_does_not_wait_for_ever() -> None:
+    """A client that leaves it unread is cut off, as one that leaves any other part unread."""
+    played = UnreadExport()
+    app = web.Application()
+    routes = ExportRoutes(played, played, SystemClock(), stall_seconds=0.3)
+    app.router.add_get("/api/usage/export", routes.handler(EXPORTS[0]))
+    listener = Listener(app, max_header_bytes=8190, stall_seconds=60, shutdown_timeout=1)
+    await listener.setup()
+    try:
+        await web.TCPSite(listener, "127.0.0.1", 0).start()
+        assert listener.server is not None
+        with socket.create_connection(listener.addresses[0]) as client:
+            client.sendall(b"GET /api/usage/export HTTP/1.1\r\nHost: x\r\n\r\n")
+            await until(lambda: played.transport)
+            await until(lambda: not listener.server.connections)
+        assert played.exchange.reason is Reason.CANCELLED
+    finally:
+        await listener.cleanup()
 
 
 async def test_who_may_export_what(edge: Harness) -> None:
