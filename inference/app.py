@@ -184,6 +184,9 @@ async def _assemble(
     token = tokens.of(ServiceName.INFERENCE)
     authsvc = ServiceClient(target_of(config.authsvc_address), name="authsvc", service_token=token, tracing=tracing)
     stack.push_async_callback(authsvc.close)
+    authenticator = CachedAuthenticator(authsvc, clock, lifecycle.background, stale_max=config.auth_stale_max)
+    # Runs after the background was closed: what that was handing on when it was cancelled is handed on then.
+    stack.push_async_callback(authenticator.uses.flush)
     accounting_channel = ServiceClient(
         config.accounting_address, name="accounting", service_token=token, tracing=tracing
     )
@@ -196,8 +199,6 @@ async def _assemble(
     leases = Leases(accounting, _log, own_metrics, interval=config.lease_seconds / 3)
     replica, epoch = config.replica_id or f"{socket.gethostname()}-{config.port or os.getpid()}", uuid7()
     shipper = Shipper(journal, accounting, lambda: EngineReport(replica, epoch, engine.counters()), _log)
-    authenticator = CachedAuthenticator(authsvc, clock, lifecycle.background, stale_max=config.auth_stale_max)
-    stack.push_async_callback(authenticator.uses.flush)
     revocations = RevokedRequests(authenticator) if config.revoked_requests == END else None
     reservations = Reservations(accounting, _log)
     turns = _turns(config, engine, clock, own_metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,14 @@ class RecordingAccounting(quota_service_pb2_grpc.QuotaServiceServicer, usage_ser
 
 
 class KeyRing(auth_service_pb2_grpc.AuthServiceServicer):
-    """Knows the keys that a test made."""
+    """Knows the keys that a test made.
+
+    Attributes:
+        noting: Hears of uses of keys.
+    """
 
     def __init__(self) -> None:
+        self.noting: Callable[[auth_service_pb2.NoteKeyUsesRequest], Awaitable[None]] = _forget
         self._principals: dict[str, Principal] = {}
 
     def new_key(self, make: Callable[[str], Principal]) -> str:
@@ -129,6 +134,12 @@ class KeyRing(auth_service_pb2_grpc.AuthServiceServicer):
     ) -> auth_service_pb2.BatchAuthenticateResponse:
         return await authenticating.answered(self.Authenticate, request, context)
 
+    async def NoteKeyUses(
+        self, request: auth_service_pb2.NoteKeyUsesRequest, context: Context
+    ) -> auth_service_pb2.NoteKeyUsesResponse:
+        await self.noting(request)
+        return auth_service_pb2.NoteKeyUsesResponse()
+
     async def WatchInvalidations(
         self, request: auth_service_pb2.WatchInvalidationsRequest, context: Context
     ) -> AsyncIterator[auth_service_pb2.WatchInvalidationsResponse]:
@@ -140,6 +151,10 @@ class KeyRing(auth_service_pb2_grpc.AuthServiceServicer):
         self, request: auth_service_pb2.BootstrapRequest, context: Context
     ) -> auth_service_pb2.BootstrapResponse:
         return auth_service_pb2.BootstrapResponse()
+
+
+async def _forget(_request: auth_service_pb2.NoteKeyUsesRequest) -> None:
+    pass
 
 
 class _Nobody:
