@@ -208,7 +208,8 @@ async def edges(folder: Path, address: Address, between_port: int) -> AsyncItera
                 "NARU_LOG_LEVEL": "error",
             }
             process = subprocess.Popen([sys.executable, "-m", "edge"], env=environ)  # noqa: ASYNC220 -- returns at once
-            stack.callback(process.wait)
+            # In a thread: its last calls are answered here.
+            stack.push_async_callback(asyncio.to_thread, process.wait)
             stack.callback(process.terminate)
             await asyncio.to_thread(wait_until_ready, f"http://127.0.0.1:{ops_port}/readyz", "edge")
         yield [f"http://127.0.0.1:{port}" for port in ports[::2]]
