@@ -149,7 +149,7 @@ class ReplicaSession:
                 stream.tick(now)
 
     async def _serve(self) -> None:
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        over: asyncio.Future[NaruError] = asyncio.get_running_loop().create_future()
         connection = _Connection(self._deliver, partial(self._ended, over))
         self.draining = self.away = False
         self._models_revision = 0
@@ -159,18 +159,18 @@ class ReplicaSession:
         _log.info("connected to replica", replica=self.address, models=list(self.models))
         polling = asyncio.create_task(self._poll_models())
         try:
-            await over
+            raise await over
         finally:
             connection.stream.close()
             polling.cancel()
             # Not `await polling`: whoever swallows its cancellation may swallow our own.
             await asyncio.wait([polling])
 
-    def _ended(self, over: asyncio.Future[None], error: NaruError) -> None:
+    def _ended(self, over: asyncio.Future[NaruError], error: NaruError) -> None:
         # At once: what is submitted from now on must not be taken for something that may have got there.
         self._disconnected()
         if not over.done():
-            over.set_exception(error)
+            over.set_result(error)
 
     async def _poll_models(self) -> None:
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextvars
 import random
 import socket
 import struct
@@ -18,6 +19,7 @@ from typing import Protocol, cast
 from urllib.parse import unquote
 
 import grpc
+from aiohappyeyeballs import start_connection
 from hpack import Decoder, Encoder, HeaderTuple, HPACKError, NeverIndexedHeaderTuple
 
 from naru.errors import NaruError, unavailable
@@ -40,6 +42,7 @@ _DEFAULT_FRAME = 16_384
 _WINDOW = 4 << 20
 _MOST_HEADER_BYTES = 64 << 10
 _CONNECT_SECONDS = 5.0
+_NEXT_ADDRESS_SECONDS = 0.25
 _SILENCE_SECONDS = 10.0
 _log = get_logger(__name__)
 
@@ -104,12 +107,12 @@ class MessageStream(asyncio.Protocol):
         self._largest_frame = _DEFAULT_FRAME
         self._heard = True
         self._asked = False
-        self._looking: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
 
     @property
     def is_ready(self) -> bool:
-        """Whether all that was written has left; when it has not, `Listener.ready` tells."""
-        return not self._waiting and not self._paused
+        """Whether all that was written has left, and more may be; when it has not, `Listener.ready` tells."""
+        return not self.is_over and not self._waiting and not self._paused
 
     def write(self, message: bytes) -> None:
         """Sends a message, after those before it. Does nothing when the stream has ended."""
@@ -123,6 +126,14 @@ class MessageStream(asyncio.Protocol):
             self._send(_frame(_Kind.RST_STREAM, 0, _STREAM, _CANCEL.to_bytes(4, "big")))
             self._end(unavailable(self._name))
 
+    def abandon(self) -> None:
+        """Ends what nobody was given. The listener need not hear of it."""
+        self.is_over = True
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins both the connection and the stream."""
         self._transport = cast(asyncio.Transport, transport)
@@ -133,7 +144,6 @@ class MessageStream(asyncio.Protocol):
             + _frame(_Kind.WINDOW_UPDATE, 0, _CONNECTION, (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big"))
             + _frame(_Kind.HEADERS, _END_HEADERS, _STREAM, block)
         )
-        self._looking = asyncio.get_running_loop().call_later(self._silence_seconds, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells the listener, unless it knows."""
@@ -147,7 +157,7 @@ class MessageStream(asyncio.Protocol):
         """It does again."""
         self._paused = False
         self._flush()
-        if self.is_ready and not self.is_over:
+        if self.is_ready:
             self._listener.ready()
 
     def data_received(self, data: bytes) -> None:
@@ -179,7 +189,7 @@ class MessageStream(asyncio.Protocol):
             payload = payload[1 : len(payload) - payload[0]]
         if self._message:
             self._message += payload
-            if len(self._message) < self._needed:
+            if len(self._message) < self._needed and not flags & _END_STREAM:
                 return
             payload = bytes(self._message)
             self._message.clear()
@@ -293,8 +303,10 @@ class MessageStream(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101 -- nothing is sent before there is a connection
         self._transport.write(frames)
 
-    def _look(self) -> None:
-        """Asks a silent peer whether it is there, and gives up one that was asked (RFC 9113, 6.7)."""
+    def watch(self) -> None:
+        """Asks a silent peer whether it is there, and gives up one that was asked (RFC 9113, 6.7), from now on to its end."""
+        if self.is_over:
+            return
         if not self._heard and self._asked:
             self._broken("it does not answer")
             return
@@ -302,7 +314,7 @@ class MessageStream(asyncio.Protocol):
         if self._asked:
             self._send(_frame(_Kind.PING, 0, _CONNECTION, bytes(8)))
         self._heard = False
-        self._looking = asyncio.get_running_loop().call_later(self._silence_seconds, self._look)
+        self._watching = asyncio.get_running_loop().call_later(self._silence_seconds, self.watch)
 
     def _broken(self, why: str) -> None:
         _log.warning("a stream of messages is given up", service=self._name, why=why)
@@ -311,8 +323,8 @@ class MessageStream(asyncio.Protocol):
     def _end(self, error: NaruError) -> None:
         if not self.is_over:
             self.is_over = True
-            if self._looking is not None:
-                self._looking.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
             self._waiting.clear()
             if self._transport is not None:
                 self._transport.close()
@@ -351,40 +363,32 @@ async def open_stream(
         HeaderTuple("user-agent", "naru"),
         *(NeverIndexedHeaderTuple(key, value) for key, value in metadata),
     ]
+    stream = MessageStream(listener, name, headers, silence_seconds)
+    # Not in the context of whoever opens it: the stream outlives their request, and what it logs is not theirs.
+    connecting = asyncio.create_task(_connect(address, stream), context=contextvars.Context())
     try:
         async with asyncio.timeout(_CONNECT_SECONDS):
-            connection = await _connected(address)
-            _, stream = await asyncio.get_running_loop().create_connection(
-                lambda: MessageStream(listener, name, headers, silence_seconds), sock=connection
-            )
-    except (OSError, TimeoutError, UnicodeError) as failure:
-        raise unavailable(name) from failure
+            await connecting
+    except BaseException as failure:
+        stream.abandon()
+        # uvloop has a RuntimeError for some that are an OSError otherwise.
+        if isinstance(failure, OSError | TimeoutError | UnicodeError | RuntimeError):
+            raise unavailable(name) from failure
+        raise
     return stream
 
 
-async def _connected(address: str) -> socket.socket:
-    """To any of the addresses that the name has. Raises OSError when none takes it."""
+async def _connect(address: str, stream: MessageStream) -> None:
+    """To whichever address of the name answers first; each has a moment before the next is tried too."""
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     random.shuffle(found)
-    failure: OSError | None = None
-    for family, kind, protocol, _, place in found:
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.setblocking(False)
-            # What was sent and is not acknowledged for so long is lost, however often the kernel would try again.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_SILENCE_SECONDS * 1_000))
-            await loop.sock_connect(connection, place)
-        except OSError as refused:
-            connection.close()
-            failure = refused
-        except BaseException:
-            connection.close()
-            raise
-        else:
-            return connection
-    raise failure or OSError("the name has no address")
+    connection = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
+    # What was sent and is not acknowledged for so long is lost, however often the kernel would try again.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_SILENCE_SECONDS * 1_000))
+    _ = await loop.create_connection(lambda: stream, sock=connection)
+    stream.watch()
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes | bytearray = b"") -> bytes:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
 
+from naru import context
 from naru.api.accounting.v1 import quota_service_pb2, quota_service_pb2_grpc
+from naru.context import RequestContext
 from naru.errors import NaruError, Reason, invalid_argument
+from naru.identity import Caller, ServiceName
 from naru.message_stream import MessageStream, open_stream
 from naru.server import TRANSPORT_OPTIONS
 from naru.status import error_to_status
@@ -28,6 +33,7 @@ class Heard:
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
+        self.request: RequestContext | None = None
         self.times_ready = 0
         self.failure: NaruError | None = None
         self.times_ended = 0
@@ -41,6 +47,7 @@ class Heard:
     def ended(self, error: NaruError) -> None:
         self.failure = error
         self.times_ended += 1
+        self.request = context.current_or_none()
 
     async def until(self, true: Callable[[], bool]) -> None:
         async with asyncio.timeout(_PATIENCE):
@@ -59,15 +66,15 @@ class Service(quota_service_pb2_grpc.QuotaServiceServicer):
         self.ended = asyncio.Event()
 
     async def ReserveSession(
-        self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
+        self, request_iterator: AsyncIterator[Any], call: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[quota_service_pb2.ReserveSessionResponse]:
-        self.metadata = dict(context.invocation_metadata() or ())
+        self.metadata = dict(call.invocation_metadata() or ())
         try:
             if self.refusal is not None:
                 status = error_to_status(self.refusal)
                 details = (("grpc-status-details-bin", status.SerializeToString()),)
-                context.set_trailing_metadata(details)
-                await context.abort(grpc.StatusCode(value_of(status.code)), status.message)
+                call.set_trailing_metadata(details)
+                await call.abort(grpc.StatusCode(value_of(status.code)), status.message)
             async for message in request_iterator:
                 _ = await self.going.wait()
                 result = quota_service_pb2.ReserveResult(event_id=message.traceparent)
@@ -150,6 +157,8 @@ async def test_closing_ends_the_call_for_the_server() -> None:
             _ = await service.ended.wait()
         assert heard.times_ended == 1
         assert texts(heard) == ["a"]
+        # Whoever still has something to write keeps it.
+        assert not stream.is_ready
 
 
 async def test_an_error_of_the_service_is_heard_as_it_is() -> None:
@@ -201,6 +210,63 @@ async def test_nobody_there(address: str) -> None:
         _ = await open_stream(address, PATH, Heard(), name="accounting")
     assert told.value.reason is Reason.SERVICE_UNAVAILABLE
     assert told.value.metadata == {"service": "accounting"}
+
+
+async def test_a_dead_address_among_several_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is tried while the first is silent, long before all the time is over."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as dead, ExitStack() as waiting:
+        for _ in range(4):
+            # Nobody takes these, so that the kernel takes no more.
+            full = waiting.enter_context(socket.socket())
+            full.setblocking(False)
+            _ = full.connect_ex(dead.getsockname())
+        async with serving() as (_, _, address):
+            living = ("127.0.0.1", int(address.rpartition(":")[2]))
+
+            async def both(*_: object, **__: object) -> list[Any]:
+                return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", at) for at in (dead.getsockname(), living)]
+
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", both)
+            monkeypatch.setattr(random, "shuffle", lambda _: None)
+            heard = Heard()
+            async with asyncio.timeout(4.0):
+                stream = await open_stream("both:1", PATH, heard, name="accounting")
+            stream.write(question("a"))
+            await heard.until(lambda: texts(heard) == ["a"])
+            stream.close()
+
+
+async def test_a_stream_knows_nothing_of_who_opened_it() -> None:
+    """Their request is over long before; what is logged of the stream is not theirs."""
+    heard = Heard()
+    async with serving() as (_, server, address):
+        token = context.enter(RequestContext("theirs", Caller(service=ServiceName.EDGE), ""))
+        _ = await open_stream(address, PATH, heard, name="accounting")
+        context.leave(token)
+        await server.stop(0)
+        await heard.until(lambda: heard.failure is not None)
+    assert heard.request is None
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_who_goes_away_while_it_opens_leaves_nothing(turns: int) -> None:
+    """Neither a connection nor anything that looks after one, whenever it is."""
+    async with serving() as (service, _, address):
+        heard = Heard()
+        opening = asyncio.create_task(open_stream(address, PATH, heard, name="accounting", silence_seconds=0.05))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opened = opening.done() or not opening.cancel()
+        if opened:
+            (await opening).close()
+        else:
+            with pytest.raises(asyncio.CancelledError):
+                _ = await opening
+            assert heard.times_ended <= 1
+        await asyncio.sleep(0.2)
+        if service.metadata:
+            async with asyncio.timeout(_PATIENCE):
+                _ = await service.ended.wait()
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -297,6 +363,7 @@ async def test_frames_may_be_cut_anywhere() -> None:
         frame(_RST_STREAM, 0, 1, bytes(4)),
         frame(_GOAWAY, 0, 0, struct.pack(">II", 0, 11)),
         frame(_DATA, 1, 1, message(b"the last")),
+        frame(_DATA, 0, 1, message(b"the last")[:6]) + frame(_DATA, 1, 1, b"h"),
         b"HTTP/1.1 400 Bad Request\r\n\r\n" * 2,
     ],
     ids=[
@@ -309,6 +376,7 @@ async def test_frames_may_be_cut_anywhere() -> None:
         "reset",
         "gone",
         "end",
+        "cut",
         "http/1",
     ],
 )
