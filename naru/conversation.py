@@ -98,7 +98,7 @@ class _Talk:
             return await answer
         finally:
             if answer.cancelled():
-                # An answer that comes after all would be taken for that of the next question.
+                # Whoever asks next may be answered elsewhere, if this one answers nobody any more.
                 self.stream.close()
 
     def message(self, message: bytes) -> None:
