@@ -1,4 +1,4 @@
-"""Limits and decisions, pure. `quota.lua` decides; here is what it is asked and what its answers mean.
+"""Limits and decisions, pure. The limiter's script decides; here is what it is asked and what its answers mean.
 
 What is made for every request is a `msgspec.Struct`: a frozen dataclass of as many fields costs several times as much.
 """
@@ -103,7 +103,10 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """What one request wants to take. `output_tokens` 0 means unknown; `cost` in nano-units, 0 where no price is set."""
+    """What one request wants to take. `output_tokens` 0 means unknown; `cost` in nano-units, 0 where no price is set.
+
+    With `spares`, which are ids of events, it is none's yet, but taken for as many of these as there is plenty of room for.
+    """
 
     ref: EventRef
     revision: int
@@ -114,6 +117,7 @@ class Reservation(msgspec.Struct, frozen=True):
     client_address: str = ""
     cost: int = 0
     idempotency: Idempotency | None = None
+    spares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +166,14 @@ class Grant(msgspec.Struct, frozen=True):
     Attributes:
         output_token_cap: What the engine may generate per choice; None: it needs no cap.
         prices: What it costs per unit; None: nobody set a price.
+        spares: How many spares were taken, where those were asked for.
     """
 
     reserve_time: int
     lease_expire_time: int
     output_token_cap: int | None = None
     prices: UnitPrices | None = None
+    spares: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from tests.support.platform import Platform
 
 # For whoever was killed last to be started again, and the journal to be shipped.
 _DRAIN_SECONDS = 45.0
-# The letters of `quota.lua`.
+# The letters of `quota_reservations.lua`.
 _OPEN_STATES = ("o", "e", "x")
 
 

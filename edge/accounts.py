@@ -104,7 +104,7 @@ class EventRef(NamedTuple):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """What one request wants to use, as `naru.api.accounting.v1.Reservation` documents it."""
+    """What one request wants to use, or are to, as `naru.api.accounting.v1.Reservation` documents it."""
 
     event_id: str
     attempt: int
@@ -119,6 +119,7 @@ class Reservation(msgspec.Struct, frozen=True):
     choices: int
     request_id: str
     idempotency: Idempotency | None = None
+    spare_event_ids: tuple[str, ...] = ()
 
     @property
     def event(self) -> EventRef:
@@ -143,6 +144,7 @@ class ReserveResult(msgspec.Struct, frozen=True):
         reserve_time: When it was granted, in seconds since the epoch; 0: nobody was asked.
         prices: What it will cost; None when nobody set a price for the model.
         limits: Tightest first.
+        spares: How many spares were taken, where those were asked for.
     """
 
     refusal: NaruError | None = None
@@ -152,6 +154,7 @@ class ReserveResult(msgspec.Struct, frozen=True):
     limits: tuple[LimitState, ...] = ()
     reserve_time: float = 0.0
     decided: bool = True
+    spares: int = 0
 
 
 class RequestRecord(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from edge.generation import (
 from edge.leases import Leases
 from edge.ports import Call, GatewayPolicy, Progress, Quota, Replicas
 from edge.reserving import ask_quota
+from edge.spares import Spare
 from naru.clock import Clock
 from naru.errors import NaruError, Reason, unavailable
 
@@ -199,7 +200,13 @@ class Generation:
         self._reserved = self._holds_key = True
         started = self._clock.monotonic()
         reservation = self._reservation()
-        result = await ask_quota(self._quota, reservation, admit_without=self._policy.admit_without_accounting)
+        spare = self._spare(reservation)
+        if spare is None:
+            result = await ask_quota(self._quota, reservation, admit_without=self._policy.admit_without_accounting)
+        else:
+            reservation, result = spare
+            self._event, self._input_tokens = reservation.event, reservation.input_tokens
+            self._progress.event_id = reservation.event_id
         self._progress.reserve_seconds += self._clock.monotonic() - started
         self._progress.limits = result.limits or self._progress.limits
         if result.replay is not None:
@@ -214,6 +221,10 @@ class Generation:
         if result.decided:
             self._progress.decided, self._progress.prices = True, result.prices
         self._leases.hold(HeldReservation(reservation, result.reserve_time))
+
+    def _spare(self, reservation: Reservation) -> Spare | None:
+        first = reservation.attempt == 0 and reservation.revision == 0
+        return self._quota.spare(reservation) if first and reservation.idempotency is None else None
 
     def _reservation(self) -> Reservation:
         return Reservation(

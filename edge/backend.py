@@ -81,8 +81,16 @@ def connect(
     inference = {address: client(address, "inference") for address in config.inference_addresses}
     authenticator = CachedAuthenticator(authsvc, clock, background, stale_max=config.auth_stale_max)
     usage, quota = _accounting(accounting, background, metrics)
-    for shipper in (usage.evidence, usage.requests, quota.releases, quota.outcomes, authenticator.uses):
+    for shipper in (
+        usage.evidence,
+        usage.requests,
+        quota.releases,
+        quota.unused_spares,
+        quota.outcomes,
+        authenticator.uses,
+    ):
         stack.push_async_callback(shipper.flush)
+    stack.callback(quota.spares.close)
     stack.push_async_callback(background.close)
     leases = Leases(quota, interval=config.lease_seconds / 3)
     watcher = BrokenRequests(usage.evidence.put, quota)
@@ -100,6 +108,7 @@ def connect(
     _ = background.start("evidence", usage.evidence.run())
     _ = background.start("request records", usage.requests.run())
     _ = background.start("releases", quota.releases.run())
+    _ = background.start("unused spares", quota.unused_spares.run())
     _ = background.start("outcomes", quota.outcomes.run())
     for session in sessions:
         _ = background.start(f"session {session.address}", session.run())

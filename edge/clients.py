@@ -26,6 +26,7 @@ from edge.convert import (
 from edge.generation import BrokenGeneration, ServedModel, Tokens
 from edge.rpcs import Rpc
 from edge.shipping import Shipper
+from edge.spares import Spare, Spares
 from naru.api.accounting.v1 import (
     quota_service_pb2,
     quota_service_pb2_grpc,
@@ -47,6 +48,7 @@ from naru.conversation import Conversation
 from naru.convert import error_from_proto
 from naru.errors import NaruError, Reason, unavailable
 from naru.identity import Principal
+from naru.ids import uuid7
 from naru.lifecycle import Background
 from naru.logs import get_logger
 from naru.message_stream import Listener, MessageStream
@@ -127,16 +129,14 @@ class QuotaClient:
         self._finished: list[EventRef] = []
         # Each may be answered with a whole outcome, and a message has an end.
         self._keyed: Coalescer[Reservation, ReserveResult] = Coalescer(self._reserving(), background, most=8)
-        # A release older than its lease is of no use.
-        self.releases: Shipper[EventRef] = Shipper(
-            "releases",
-            self._release,
-            clock,
-            interval=0.0,
-            most=256,
-            capacity=10_000,
-            max_age=60.0,
-            dropped=lambda number: dropped("release", number),
+        self.releases = self._releasing(dropped, unused_spares=False)
+        self.unused_spares = self._releasing(dropped, unused_spares=True)
+        self.spares = Spares(
+            ask=self._reservations.ask,
+            unused=self.unused_spares.put,
+            clock=clock,
+            background=background,
+            new_event_id=uuid7,
         )
         # Up to 256 KiB each: what waits for accounting is 64 MiB at most.
         self.outcomes: Shipper[KeptOutcome] = Shipper(
@@ -157,6 +157,10 @@ class QuotaClient:
         """
         coalescer = self._reservations if reservation.idempotency is None else self._keyed
         return await coalescer.ask(reservation)
+
+    def spare(self, reservation: Reservation) -> Spare | None:
+        """Capacity that was taken in advance, if there is any."""
+        return self.spares.take(reservation)
 
     def release(self, event: EventRef) -> None:
         """Gives a reservation back, in the background."""
@@ -220,8 +224,23 @@ class QuotaClient:
             await asyncio.sleep(pause)
             pause *= 2
 
-    async def _release(self, events: Sequence[EventRef]) -> None:
-        request = quota_service_pb2.ReleaseRequest(items=[event_ref_to_proto(event) for event in events])
+    def _releasing(self, dropped: Callable[[str, int], None], *, unused_spares: bool) -> Shipper[EventRef]:
+        # A release older than its lease is of no use.
+        return Shipper(
+            "releases",
+            partial(self._release, unused_spares),
+            self._clock,
+            interval=0.0,
+            most=256,
+            capacity=10_000,
+            max_age=60.0,
+            dropped=lambda number: dropped("release", number),
+        )
+
+    async def _release(self, unused_spares: bool, events: Sequence[EventRef]) -> None:
+        request = quota_service_pb2.ReleaseRequest(
+            items=[event_ref_to_proto(event) for event in events], unused_spares=unused_spares
+        )
         await self._client.call(self._stub.Release, request, timeout=_TIMEOUT)
 
     async def _keep(self, kept: Sequence[KeptOutcome]) -> None:

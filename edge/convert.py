@@ -222,6 +222,7 @@ def reservation_to_proto(reservation: Reservation) -> quota_service_pb2.Reservat
         idempotency=None
         if given is None
         else quota_service_pb2.Idempotency(key=given.key, body_digest=given.body_digest),
+        spare_event_ids=reservation.spare_event_ids,
     )
 
 
@@ -244,6 +245,7 @@ def reserve_result_from_proto(message: quota_service_pb2.ReserveResult) -> Reser
         # A kind this build does not know has no header either.
         limits=tuple(_limit_state(state) for state in message.limits if state.kind in _KINDS),
         reserve_time=timestamp_from_proto(grant.reserve_time) if grant.HasField("reserve_time") else 0.0,
+        spares=grant.spares,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from edge.accounts import EventRef, HeldReservation, Idempotency, KeptOutcome, LimitState, Reservation, ReserveResult
 from edge.generation import Endpoint, GenerationRequest, GenerationStream, ServedModel, Tokens
+from edge.spares import Spare
 from naru.errors import NaruError
 from naru.identity import Principal
 from naru.pricing import UnitPrices
@@ -39,6 +40,9 @@ class Quota(Protocol):
 
     async def reserve(self, reservation: Reservation) -> ReserveResult:
         """Takes capacity. Raises NaruError SERVICE_UNAVAILABLE when nobody can decide."""
+
+    def spare(self, reservation: Reservation) -> Spare | None:
+        """Capacity for a request's first reservation that was taken in advance, if there is any: then it need not be reserved."""
 
     def release(self, event: EventRef) -> None:
         """Gives back what an attempt reserved; does not wait."""

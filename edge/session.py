@@ -28,6 +28,7 @@ _SETTLED_SECONDS = 5.0
 _MODELS_INTERVAL = 5.0
 _TICK = 1.0
 _CALL_MARGIN = 10.0
+_PART_OF_CROWD = 10
 _log = get_logger(__name__)
 
 
@@ -244,7 +245,8 @@ class ReplicaSession:
 class _Connection:
     """Implements `naru.message_stream.Listener`.
 
-    What waits to be written goes in one message, as one of its own costs more than a request in it.
+    What waits to be written goes in one message, as one of its own costs more than a request in it. But a crowd leaves in
+    parts: the replica begins with the first while the others are prepared, else one of the two always waits for the other.
     """
 
     stream: MessageStream
@@ -266,7 +268,10 @@ class _Connection:
 
     def submit(self, stream: ReplicaStream) -> None:
         self._submits.append(stream)
-        self._flush_soon()
+        if len(self._submits) >= _PART_OF_CROWD:
+            self._flush()
+        else:
+            self._flush_soon()
 
     def cancel(self, stream_id: int) -> None:
         self._cancels.append(stream_id)

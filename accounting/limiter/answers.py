@@ -37,10 +37,10 @@ class Taken(msgspec.Struct, frozen=True):
 
 def taken_of(ref: EventRef, limits: Sequence[Limit], answer: Sequence[Any]) -> Taken:
     """The answer to one reservation."""
-    decision, reserve_time, lease_time, refusal, flat, notices = answer
+    decision, reserve_time, lease_time, refusal, flat, notices, *spares = answer
     match decision:
         case "granted":
-            outcome: Grant | Held | NaruError = Grant(reserve_time, lease_time)
+            outcome: Grant | Held | NaruError = Grant(reserve_time, lease_time, spares=sum(spares))
         case "held":
             outcome = Held(refusal["event"], HeldState(refusal["state"]), refusal["sealed"])
         case "refused":

@@ -39,6 +39,7 @@ from naru.identity import Principal
 
 _ALL_KINDS = frozenset(LimitKind)
 _MICROS = 1_000_000
+_MAX_SPARES = 256
 
 
 def reservation_from_proto(message: quota_service_pb2.Reservation) -> Reservation | NaruError:
@@ -54,10 +55,21 @@ def reservation_from_proto(message: quota_service_pb2.Reservation) -> Reservatio
             output_tokens=checks.tokens("output_tokens", message.output_tokens),
             choices=checks.choices(message.choices),
             client_address=checks.address(message.client_address),
-            idempotency=idempotency_from_proto(message),
+            idempotency=None if message.spare_event_ids else idempotency_from_proto(message),
+            spares=_spares(message),
         )
     except NaruError as error:
         return error
+
+
+def _spares(message: quota_service_pb2.Reservation) -> tuple[str, ...]:
+    if not message.spare_event_ids:
+        return ()
+    checks.batch("spare_event_ids", len(message.spare_event_ids), _MAX_SPARES)
+    spares = tuple(checks.event_ref(event_id, 0).event_id for event_id in message.spare_event_ids)
+    if spares[0] != message.event_id:
+        raise invalid_argument("spare_event_ids", "spare_event_ids must begin with event_id.")
+    return spares
 
 
 def running_from_proto(message: quota_service_pb2.RunningRequest) -> RunningRequest | None:
@@ -69,7 +81,7 @@ def running_from_proto(message: quota_service_pb2.RunningRequest) -> RunningRequ
         since = time_from_proto("reserve_time", message.reserve_time) if message.HasField("reserve_time") else 0
     except NaruError:
         return None
-    return RunningRequest(msgspec.structs.replace(reservation, idempotency=None), since)
+    return RunningRequest(msgspec.structs.replace(reservation, idempotency=None, spares=()), since)
 
 
 def refused_to_proto(message: quota_service_pb2.Reservation, error: NaruError) -> quota_service_pb2.ReserveResult:
@@ -99,6 +111,7 @@ def decision_to_proto(decision: Decision, kinds: frozenset[LimitKind]) -> quota_
             result.grant.reserve_time.CopyFrom(time_to_proto(grant.reserve_time))
             if grant.output_token_cap is not None:
                 result.grant.output_token_cap = grant.output_token_cap
+            result.grant.spares = grant.spares
             if grant.prices is not None:
                 result.grant.prices.CopyFrom(unit_prices_to_proto(grant.prices))
         case Replay() as replay:

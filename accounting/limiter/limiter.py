@@ -46,7 +46,15 @@ from naru.clock import Clock
 from naru.errors import unavailable
 
 MICROS = 1_000_000
-_SCRIPTS = ("quota_places.lua", "quota_limits.lua", "quota_keys.lua", "quota.lua", "quota_epoch.lua")
+_SCRIPTS = (
+    "quota_places.lua",
+    "quota_limits.lua",
+    "quota_keys.lua",
+    "quota_reservations.lua",
+    "quota_spares.lua",
+    "quota.lua",
+    "quota_epoch.lua",
+)
 _CALENDAR = (LimitWindow.DAY, LimitWindow.MONTH)
 KEY_PREFIX = "{naru-3}:"
 """What the names of all keys begin with. Another format of what they hold takes another number: to it Redis is empty."""
@@ -203,9 +211,10 @@ class Limiter:
             ),
         )
 
-    async def release(self, refs: Sequence[EventRef]) -> list[bool]:
-        """Gives back what each holds, except its request count. Tells which were open."""
-        return [answer == 1 for answer in await self._run_all("release", encode_refs(refs))]
+    async def release(self, refs: Sequence[EventRef], *, unused_spares: bool = False) -> list[bool]:
+        """Gives back what each holds, except its request count; of unused spares that too. Tells which were open."""
+        answers = await self._run_all("release", encode_refs(refs), unused_spares=unused_spares)
+        return [answer == 1 for answer in answers]
 
     async def finish(self, refs: Sequence[EventRef]) -> None:
         """Gives back the places in flight of requests that have ended, before what they used is known."""
@@ -323,11 +332,11 @@ class Limiter:
         await self._script.close()
         await self._redis.aclose()
 
-    async def _run_all(self, operation: str, items: Sequence[Any]) -> list[Any]:
+    async def _run_all(self, operation: str, items: Sequence[Any], **options: Any) -> list[Any]:
         """The answers to any number of items that have nothing to do with each other, in calls that keep nobody waiting."""
         answers: list[Any] = []
         for start in range(0, len(items), _ITEMS):
-            answers += await self._run(operation, items[start : start + _ITEMS])
+            answers += await self._run(operation, items[start : start + _ITEMS], **options)
         return answers
 
     async def _run(self, operation: str, items: Sequence[Any], **options: Any) -> Any:

@@ -64,7 +64,7 @@ function operations.restore()
       local over = read(item.event .. ':' .. item.attempt + 1) and true
       if not over then
         take_over(item)
-        held = take(item, ref, counts, notices[index])
+        held = take(item, { ref }, counts, notices[index])
       end
       open(ref, item, { reserve = since, over = over }, held, notices[index])
     end

@@ -1,5 +1,5 @@
 -- The part of the limiter's script that knows idempotency keys: which request has one, and what became of it. It stands
--- between `quota_limits.lua` and `quota.lua`.
+-- between `quota_limits.lua` and `quota_reservations.lua`.
 --
 -- Keys                                    all begin with PREFIX
 --   i:<scope>:<id>:<hash>                 hash: the request that a caller gave a key to: event, digest, state, ends (when the

@@ -115,9 +115,9 @@ local function warn(position, limit, place, notices)
   end
 end
 
--- Takes what the limits allow; returns what a later settlement has to replace or give back. Two limits on the same thing
--- count it once.
-local function take(item, ref, counts, notices)
+-- Takes what the limits allow, for each of `refs`; returns what a later settlement of any of them has to replace or give back.
+-- Two limits on the same thing count it once.
+local function take(item, refs, counts, notices)
   local held, done = {}, {}
   for _, number in ipairs(item.limits) do
     local limit = limits[number]
@@ -125,13 +125,15 @@ local function take(item, ref, counts, notices)
     if not done[place] then
       done[place] = true
       if place.flying then
-        enter(place, ref)
+        for _, ref in ipairs(refs) do
+          enter(place, ref)
+        end
         held[#held + 1] = entry_of(place)
       elseif limit.kind == 'requests' then
-        change(place, place.bucket, counts and 1 or 0)
+        change(place, place.bucket, counts and #refs or 0)
       else
         local amount = AMOUNTS[limit.kind](item)
-        change(place, place.bucket, amount)
+        change(place, place.bucket, amount * #refs)
         held[#held + 1] = entry_of(place, limit.kind, amount)
       end
     end

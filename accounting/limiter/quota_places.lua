@@ -18,7 +18,7 @@
 --   epoch                                 hash: id, open_at, recovered (once it is). Gone when Redis was emptied
 --   known                                 hash: what a recovery put into which window
 --   leases                                sorted set: event:attempt by the end of its lease
---   r:<event>:<attempt>                   one reservation, or what must be remembered of a closed one; `quota.lua` says how
+--   r:<event>:<attempt>                   one reservation, or what must be remembered of a closed one; `quota_reservations.lua` says
 --   c:<owner>                             set: the event:attempt in flight
 --   w:<owner>:<kind>:<window>             hash: an amount per bucket; total; first (no bucket is older), last (none younger)
 --   p:<owner>:<kind>:<window>:<begin>     what was taken in the period of the calendar that began then

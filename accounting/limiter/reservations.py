@@ -102,13 +102,20 @@ class Reservations:
             else Decision(one.reservation.ref, one.refusal)
             for one in prepared
         ]
-        for label, count in Counter(_label(decision.outcome) for decision in decisions).items():
+        counts: Counter[str] = Counter()
+        for one, decision in zip(prepared, decisions, strict=True):
+            label, count = _counted(one.reservation, decision.outcome)
+            counts[label] += count
+        for label, count in counts.items():
             self._decided.labels(label).inc(count)
         return decisions
 
-    async def release(self, refs: Sequence[EventRef]) -> list[bool]:
-        """Gives back what each holds, except its request count. Tells which were open."""
-        return await self._limiter.release(refs)
+    async def release(self, refs: Sequence[EventRef], *, unused_spares: bool = False) -> list[bool]:
+        """Gives back what each holds, except its request count; of unused spares that too. Tells which were open."""
+        released = await self._limiter.release(refs, unused_spares=unused_spares)
+        if unused_spares:
+            self._decided.labels("spare_unused").inc(sum(released))
+        return released
 
     async def finish(self, refs: Sequence[EventRef]) -> None:
         """Gives back the places in flight of requests that have ended; what they used is settled when it is reported."""
@@ -174,7 +181,7 @@ class Reservations:
             work = prepared.reservation.work
             price = catalogue.price(work.served_model, work.principal.workspace_id, outcome.reserve_time)
             prices = price.unit_prices if price else None
-            outcome = Grant(outcome.reserve_time, outcome.lease_expire_time, prepared.cap, prices)
+            outcome = msgspec.structs.replace(outcome, output_token_cap=prepared.cap, prices=prices)
         for notice in taken.notices:
             self._tell(notice)
         enforced = tuple(state for state in taken.limits if not state.limit.shadow)
@@ -233,11 +240,13 @@ class Reservations:
             self._logger.warning("admitting requests without full knowledge of their limits", why=why)
 
 
-def _label(outcome: Grant | Replay | NaruError) -> str:
+def _counted(reservation: Reservation, outcome: Grant | Replay | NaruError) -> tuple[str, int]:
     match outcome:
+        case Grant() if reservation.spares:
+            return "spare", outcome.spares
         case Grant():
-            return "granted"
+            return "granted", 1
         case Replay():
-            return "replayed"
+            return "replayed", 1
         case _:
-            return outcome.reason.lower()
+            return outcome.reason.lower(), 1

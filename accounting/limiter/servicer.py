@@ -86,7 +86,8 @@ class QuotaServicer(quota_service_pb2_grpc.QuotaServiceServicer):
     ) -> quota_service_pb2.ReleaseResponse:
         checks.batch("items", len(request.items), _MAX_RELEASES)
         refs = [convert.ref_from_proto(item) for item in request.items]
-        released = iter(await self._reservations.release([ref for ref in refs if ref is not None]))
+        known = [ref for ref in refs if ref is not None]
+        released = iter(await self._reservations.release(known, unused_spares=request.unused_spares))
         return quota_service_pb2.ReleaseResponse(
             results=[quota_service_pb2.ReleaseResult(released=ref is not None and next(released)) for ref in refs]
         )

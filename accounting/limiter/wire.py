@@ -38,6 +38,7 @@ class WireReservation(msgspec.Struct, omit_defaults=True):
     limits: list[int]
     idempotency: dict[str, str] | None = None
     since: int | None = None
+    spares: tuple[str, ...] | None = None
 
 
 class LimitTable:
@@ -86,6 +87,7 @@ def encode_reservation(reservation: Reservation, limits: list[int], since: int |
         limits,
         _encode_idempotency(reservation),
         since,
+        reservation.spares or None,
     )
 
 

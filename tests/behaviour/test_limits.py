@@ -19,6 +19,9 @@ TIERS = """
 [burst]
 limits = [{ kind = "requests", window = "minute", limit = 25 }]
 
+[many]
+limits = [{ kind = "requests", window = "minute", limit = 1000 }, { kind = "concurrency", limit = 1000 }]
+
 [narrow]
 limits = [{ kind = "concurrency", limit = 5 }]
 """
@@ -63,6 +66,23 @@ async def test_a_burst_gets_exactly_its_limit(naru: Platform) -> None:
     until(lambda: naru.usage(key_id)[0] == 25, 10, "all answers to be settled")
     completion_tokens = sum(usage["completion_tokens"] for usage in admitted)  # type: ignore[index] # JSON
     assert naru.usage(key_id)[2] == completion_tokens
+
+
+async def test_what_is_reserved_in_advance_counts_as_requests_do(naru: Platform) -> None:
+    """A key that asks all the time gets its 1,000 a minute and not one more, although most of it was taken beforehand."""
+    key = naru.new_key(description="many", tier="many")
+    statuses: list[int] = []
+    while len(statuses) < 1_100:
+        statuses += [status for status, _ in await chat_at_once(naru, key, 20, 1)]
+    # What was taken and not used is given back, so nothing is lost of it either.
+    until(lambda: naru.leases() == 0, 30, "what nobody used to be given back")
+    while statuses.count(200) < 1_000 and len(statuses) < 1_300:
+        statuses += [status for status, _ in await chat_at_once(naru, key, 20, 1)]
+    assert statuses.count(200) == 1_000
+    assert set(statuses) == {200, 429}
+    assert naru.metric("accounting", 'naru_reservations_total{decision="spare"}') > 20
+    key_id = api_key.parse(key).key_id
+    until(lambda: naru.usage(key_id)[0] == 1_000, 10, "all answers to be settled")
 
 
 async def test_no_more_run_at_once_than_may(naru: Platform) -> None:

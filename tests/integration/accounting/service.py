@@ -43,8 +43,8 @@ class Caller:
     def session(self) -> ReserveSession:
         return Conversation(self._client, RESERVE_SESSION, quota_service_pb2.ReserveSessionResponse)
 
-    async def release(self, *items: quota_service_pb2.EventRef) -> list[bool]:
-        request = quota_service_pb2.ReleaseRequest(items=items)
+    async def release(self, *items: quota_service_pb2.EventRef, unused_spares: bool = False) -> list[bool]:
+        request = quota_service_pb2.ReleaseRequest(items=items, unused_spares=unused_spares)
         response = await self._client.call(self._quota.Release, request, timeout=_TIMEOUT)
         return [result.released for result in response.results]
 

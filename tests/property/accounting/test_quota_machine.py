@@ -32,6 +32,7 @@ from naru.errors import NaruError, Reason
 from naru.identity import Principal
 from naru.testing.redis_server import redis_server
 from naru.usage import Evidence, Usage
+from tests.support.copies import replace
 
 SECOND = 1_000_000
 START = 1_800_000_000 * SECOND
@@ -55,9 +56,13 @@ LIMITS = (
     # A prepaid balance; above what doubles hold exactly.
     Limit(WORKSPACE, "ws", LimitKind.COST, LimitWindow.TOTAL, 9_007_199_254_740_995),
 )
+ROOMY = tuple(
+    limit if limit.window is LimitWindow.MONTH else replace(limit, limit=limit.limit * 320) for limit in LIMITS
+)
+"""The same with room for spares, as far as doubles hold it exactly."""
 TOKEN_PRICE = 3_333_333_333_333
 WORK = Work(Principal("ws", key_id="k"))
-TOKENS = st.integers(0, 120)
+TOKENS, FEW_TOKENS = st.integers(0, 120), st.integers(0, 9)
 
 
 def cost_of(tokens: tuple[int, int]) -> int:
@@ -96,12 +101,15 @@ class Made:
     over: bool = False
     # It has ended, and is not settled yet.
     finished: bool = False
+    # Nobody is known to have used it.
+    spare: bool = False
 
 
 @dataclass
 class Model:
     """Counts everything again for every question."""
 
+    limits: tuple[Limit, ...]
     now: int = START
     made: dict[EventRef, Made] = field(default_factory=dict)
     requests: list[int] = field(default_factory=list)
@@ -146,7 +154,7 @@ class Model:
     def refusal(self, tokens: tuple[int, int], *, counts: bool, place: bool) -> tuple[str, int | None] | None:
         """Why it does not fit: the reason, and how long until it would."""
         worst: tuple[str, int | None] | None = None
-        for limit in LIMITS:
+        for limit in self.limits:
             if limit.kind is LimitKind.CONCURRENCY:
                 amount = 1 if place else 0
             elif limit.kind is LimitKind.REQUESTS:
@@ -172,6 +180,16 @@ class Model:
                 worst = found
         return worst
 
+    def room_for_spares(self, tokens: tuple[int, int]) -> int:
+        """How many spares of so many tokens there is room for: 64 times as much is left of every limit."""
+        room = 1_000_000
+        for limit in self.limits:
+            counted = limit.kind in (LimitKind.REQUESTS, LimitKind.CONCURRENCY)
+            amount = 1 if counted else self.amount(limit.kind, tokens)
+            if amount:
+                room = min(room, max(limit.limit - self.used(limit, self.now), 0) // (64 * amount))
+        return room
+
     def fits_at(self, limit: Limit, amount: int) -> int:
         """The first beginning of a bucket at which the amount fits if nothing more is taken."""
         if not limit.window.bucket_seconds:
@@ -192,8 +210,11 @@ class QuotaMachine(RuleBasedStateMachine):
     loop: asyncio.AbstractEventLoop
     limiter: Limiter
     redis: Any
+    limits = LIMITS
 
     names = Bundle("names")
+    batches = Bundle("batches")
+    """Of spares that were taken together."""
 
     def run(self, coroutine: Any) -> Any:
         """Waits for the real one."""
@@ -202,7 +223,7 @@ class QuotaMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.run(self.redis.flushall())
-        self.model = Model()
+        self.model = Model(self.limits)
         self.limiter.now = self.model.now
         self.run(self.limiter.begin_epoch("e", 0))
         self.events = 0
@@ -267,7 +288,7 @@ class QuotaMachine(RuleBasedStateMachine):
     def reserve(self, *wanted: tuple[EventRef, int, tuple[int, int]]) -> None:
         """Reserves in both, in one call; the model says what the answers must be."""
         items = [
-            (Reservation(name, revision, WORK, *tokens, cost=cost_of(tokens)), LIMITS)
+            (Reservation(name, revision, WORK, *tokens, cost=cost_of(tokens)), self.limits)
             for name, revision, tokens in wanted
         ]
         verdict = self.run(self.limiter.reserve(items))
@@ -288,9 +309,7 @@ class QuotaMachine(RuleBasedStateMachine):
         assert [notice.limit for notice in taken.notices] == self.model.shadows
         if not (isinstance(taken.outcome, NaruError) and taken.outcome.reason is Reason.FAILED_PRECONDITION):
             remaining = {state.limit: state.remaining for state in taken.limits}
-            assert remaining == {
-                limit: max(limit.limit - self.model.used(limit, self.model.now), 0) for limit in LIMITS
-            }
+            assert remaining == self.remaining()
 
     def expect(self, name: EventRef, revision: int, tokens: tuple[int, int]) -> Made | tuple[str, int | None]:
         """The grant or the refusal that the answer must be; the model changes as Redis does."""
@@ -312,13 +331,13 @@ class QuotaMachine(RuleBasedStateMachine):
         model = self.model
         earlier = [known for known in model.made if known.event_id == name.event_id and known.attempt < name.attempt]
         counts = not any(model.made[known].counted for known in earlier)
-        before = [model.made[known] for known in earlier if not model.made[known].over]
-        for one in before:
-            one.over = True
+        before = [(model.made[known], model.made[known].spare) for known in earlier if not model.made[known].over]
+        for one, _ in before:
+            one.over, one.spare = True, False
         refusal = model.refusal(tokens, counts=counts, place=True)
         if refusal is not None:
-            for one in before:
-                one.over = False
+            for one, spare in before:
+                one.over, one.spare = False, spare
             return refusal
         if counts:
             model.requests.append(model.now)
@@ -326,7 +345,7 @@ class QuotaMachine(RuleBasedStateMachine):
         return model.made[name]
 
     def expect_replacement(self, made: Made, revision: int, tokens: tuple[int, int]) -> Made | tuple[str, int | None]:
-        made.tokens, made.revision = (0, 0), revision
+        made.tokens, made.revision, made.spare = (0, 0), revision, False
         made.refusal = self.model.refusal(tokens, counts=False, place=False)
         if made.refusal is not None:
             made.state = "refused"
@@ -346,8 +365,60 @@ class QuotaMachine(RuleBasedStateMachine):
         if made is None:
             self.model.made[name] = Made("released", 0, 0, 0, False)
         elif expected:
-            made.state, made.tokens = "released", (0, 0)
+            made.state, made.tokens, made.spare = "released", (0, 0), False
         return expected
+
+    @rule(target=batches, number=st.integers(1, 20), tokens=st.tuples(FEW_TOKENS, FEW_TOKENS))
+    def spares(self, number: int, tokens: tuple[int, int]) -> Any:
+        """As many as there is room for; asked again, they are the same."""
+        model = self.model
+        made = [ref(self.events + index, 0) for index in range(1, number + 1)]
+        self.events += number
+        ids = tuple(name.event_id for name in made)
+        wanted = Reservation(made[0], 0, WORK, *tokens, cost=cost_of(tokens), spares=ids)
+        room = min(model.room_for_spares(tokens), number)
+        remaining = self.remaining()
+        (taken,) = self.run(self.limiter.reserve([(wanted, self.limits)])).taken
+        assert isinstance(taken.outcome, Grant)
+        assert (taken.outcome.reserve_time, taken.outcome.spares) == (model.now, room)
+        assert {state.limit: state.remaining for state in taken.limits} == remaining
+        for name in made[:room]:
+            model.requests.append(model.now)
+            model.made[name] = Made("open", 0, model.now, model.now + LEASE, True, model.now, tokens, spare=True)
+        if room:
+            (again,) = self.run(self.limiter.reserve([(wanted, self.limits)])).taken
+            assert again.outcome == taken.outcome
+        return tuple(made[:room])
+
+    @rule(target=names, batch=batches)
+    def use_spares(self, batch: tuple[EventRef, ...]) -> Any:
+        """From here on any of them may be what a request's reservation may be."""
+        return multiple(*batch)
+
+    @rule(batch=batches, others=st.lists(names, max_size=3, unique=True))
+    def drop_spares(self, batch: tuple[EventRef, ...], others: list[EventRef]) -> None:
+        """Spares that nobody used are as if they had never been; everything else stays."""
+        unused = list(dict.fromkeys([*batch, *others]))
+        known = [self.model.made.get(name) for name in unused]
+        expected = [made is not None and made.spare and made.state == "open" and not made.finished for made in known]
+        assert self.run(self.limiter.release(unused, unused_spares=True)) == expected
+        for name, dropped in zip(unused, expected, strict=True):
+            if dropped:
+                self.forget(name)
+        self.compare_limits()
+
+    def compare_limits(self) -> None:
+        """Where limits stand, with the model."""
+        remaining = {state.limit: state.remaining for state in self.run(self.limiter.inspect(self.limits))}
+        assert remaining == self.remaining()
+
+    def remaining(self) -> dict[Limit, int]:
+        """What the model says is left."""
+        return {limit: max(limit.limit - self.model.used(limit, self.model.now), 0) for limit in self.limits}
+
+    def forget(self, name: EventRef) -> None:
+        """Takes a spare out of the model."""
+        self.model.requests.remove(self.model.made.pop(name).reserved)
 
     @rule(name=names)
     def finish(self, name: EventRef) -> None:
@@ -364,7 +435,7 @@ class QuotaMachine(RuleBasedStateMachine):
         if made is None or made.state != "open" or self.model.now >= made.reserved + LIFETIME:
             assert lease is None
         else:
-            made.lease = min(self.model.now + LEASE, made.reserved + LIFETIME)
+            made.lease, made.spare = min(self.model.now + LEASE, made.reserved + LIFETIME), False
             assert lease == made.lease
 
     @rule(
@@ -382,34 +453,39 @@ class QuotaMachine(RuleBasedStateMachine):
             return
         made.rank = evidence.value
         if made.state in ("open", "expiring"):
-            made.state = "settled"
+            made.state, made.spare = "settled", False
         if made.state != "refused" and made.taken:
             made.tokens = tokens
 
     @rule()
     def sweep(self) -> None:
-        claimed = self.run(self.limiter.claim_expired(100, 30))
+        claimed = self.run(self.limiter.claim_expired(1_000, 30))
         expected = {
             name
             for name, made in self.model.made.items()
             if made.state in ("open", "expiring") and made.lease <= self.model.now
         }
+        unused = {name for name in expected if self.model.made[name].spare and not self.model.made[name].finished}
+        for name in unused:
+            self.forget(name)
+        expected -= unused
         assert {one.ref for one in claimed} == expected
         for one in claimed:
             made = self.model.made[one.ref]
             assert (one.reserve_time, one.work) == (made.reserved, WORK)
             made.state, made.lease = "expiring", self.model.now + 30 * SECOND
+        self.compare_limits()
 
     @invariant()
     def no_window_holds_more_than_its_limit(self) -> None:
         """What is decided on never exceeds a limit; only exact figures that came later may."""
-        for limit in LIMITS:
+        for limit in self.limits:
             if limit.kind in (LimitKind.REQUESTS, LimitKind.CONCURRENCY) and not limit.shadow:
                 assert self.model.used(limit, self.model.now) <= limit.limit
 
 
-@pytest.fixture
-def machine() -> Iterator[type[QuotaMachine]]:
+@pytest.fixture(params=[LIMITS, ROOMY], ids=["tight", "roomy"])
+def machine(request: pytest.FixtureRequest) -> Iterator[type[QuotaMachine]]:
     """The machine, on a Redis of its own."""
     loop = asyncio.new_event_loop()
     with redis_server() as url:
@@ -417,7 +493,7 @@ def machine() -> Iterator[type[QuotaMachine]]:
         limiter = Limiter(redis, lease_seconds=60, lifetime_seconds=3_600, zone=ZONE, clock=SystemClock())
 
         class Machine(QuotaMachine):
-            pass
+            limits = request.param
 
         Machine.loop, Machine.limiter, Machine.redis = loop, limiter, redis
         yield Machine

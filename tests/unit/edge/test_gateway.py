@@ -36,6 +36,7 @@ from edge.generation import (
 )
 from edge.leases import Leases
 from edge.ports import Call, GatewayPolicy, Progress
+from edge.spares import Spare
 from naru.clock import SystemClock
 from naru.errors import NaruError, Reason, invalid_argument, unavailable
 from naru.identity import Principal
@@ -94,12 +95,16 @@ class World:
         self.restored: list[HeldReservation] = []
         self.forgets = False
         self.kept: list[KeptOutcome] = []
+        self.spares: list[Spare] = []
         self.decide: Callable[[Reservation], ReserveResult] = lambda _: ReserveResult()
 
     async def reserve(self, reservation: Reservation) -> ReserveResult:
         self.reserved.append(reservation)
         await asyncio.sleep(0)
         return self.decide(reservation)
+
+    def spare(self, reservation: Reservation) -> Spare | None:
+        return self.spares.pop() if self.spares else None
 
     def finish(self, event: EventRef) -> None:
         self.finished.append(event)
@@ -205,6 +210,46 @@ async def test_plain() -> None:
     assert world.released == []
     assert world.finished == [EventRef("event", 0)]
     assert world.streams[0].closed
+
+
+async def test_a_spare_needs_no_reservation() -> None:
+    """What was taken in advance is the request's from then on: its event, its figures, its lease and its release."""
+    world = World(
+        [Refused(unavailable("x"), 50)], [ACCEPTED, Delta(0, "hi", 1, "stop"), DONE], [Refused(overloaded("time"))]
+    )
+    world.spares = [spare_of("second"), spare_of("first")]
+    world.decide = lambda _: ReserveResult(output_token_cap=5)
+    _, progress = await run(world)
+    assert progress.event_id == "first"
+    assert attempts(world) == [("a", 0, 15), ("b", 0, 50)]
+    # Only what was too small was reserved, as a better figure for the same event.
+    assert [(one.event_id, one.attempt, one.revision, one.input_tokens) for one in world.reserved] == [
+        ("first", 0, 1, 50)
+    ]
+    assert world.finished == [EventRef("first", 0)]
+    assert world.submitted[0][1].output_token_cap == 3
+    with pytest.raises(NaruError):
+        await run(world)
+    assert world.released == [EventRef("second", 0)]
+
+
+async def test_a_request_with_a_key_or_another_attempt_reserves_for_itself() -> None:
+    """Their events are decided on by what was asked before."""
+    world = World([LOST_WRITTEN], [ACCEPTED, DONE], [ACCEPTED, DONE])
+    world.spares = [spare_of("spare")]
+    await run(world)
+    assert [(one.event_id, one.attempt) for one in world.reserved] == [("spare", 1)]
+    world.spares = [spare_of("another")]
+    keyed = replace(CALL, idempotency=Idempotency("key", b""))
+    async with world.gateway().generate(keyed, Progress()) as generation:
+        await told(generation)
+    assert world.reserved[-1].event_id == "event"
+
+
+def spare_of(event_id: str) -> Spare:
+    """One for a request of up to 15 prompt tokens, and 3 more."""
+    reservation = Reservation(event_id, 0, 0, CALL.principal, "", "m", "m", CALL.endpoint, 15, 0, 1, "r")
+    return Spare(reservation, ReserveResult(output_token_cap=3, reserve_time=1.0))
 
 
 def overloaded(bound: str) -> NaruError:

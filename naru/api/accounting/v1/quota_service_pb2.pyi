@@ -101,6 +101,7 @@ class Reservation(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_FIELD_NUMBER: _builtins.int
+    SPARE_EVENT_IDS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUIDv7 of the request."""
     attempt: _builtins.int
@@ -137,6 +138,15 @@ class Reservation(_message.Message):
         workspace.
         """
 
+    @_builtins.property
+    def spare_event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Not empty: no request's reservation, but spares for requests that the caller expects within the second, all alike: each
+        is for one of these events (UUIDv7, at most 256), of which event_id is the first. Attempt, revision and the idempotency
+        key are ignored. They are taken in order, as many as every limit has 64 times as much left for; Grant.spares says how
+        many, and none is no refusal. A request that is made with one needs no reservation of its own, if it is no larger, and
+        made before the second of Grant.reserve_time is over: it counts in that second.
+        """
+
     def __init__(
         self,
         *,
@@ -153,10 +163,11 @@ class Reservation(_message.Message):
         request_id: _builtins.str = ...,
         choices: _builtins.int = ...,
         idempotency: Global___Idempotency | None = ...,
+        spare_event_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idempotency", b"idempotency", "principal", b"principal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "choices", b"choices", "client_address", b"client_address", "endpoint", b"endpoint", "event_id", b"event_id", "idempotency", b"idempotency", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "principal", b"principal", "request_id", b"request_id", "requested_model", b"requested_model", "revision", b"revision", "served_model", b"served_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "choices", b"choices", "client_address", b"client_address", "endpoint", b"endpoint", "event_id", b"event_id", "idempotency", b"idempotency", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "principal", b"principal", "request_id", b"request_id", "requested_model", b"requested_model", "revision", b"revision", "served_model", b"served_model", "spare_event_ids", b"spare_event_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,10 +354,13 @@ class Grant(_message.Message):
     OUTPUT_TOKEN_CAP_FIELD_NUMBER: _builtins.int
     RESERVE_TIME_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
+    SPARES_FIELD_NUMBER: _builtins.int
     output_token_cap: _builtins.int
     """A cap on generated tokens per choice that the engine must be given, because a limit on tokens, cost or credit applies and
     the caller set none. Absent: no cap.
     """
+    spares: _builtins.int
+    """How many of spare_event_ids were reserved, the first ones. 0 where none were asked for."""
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the lease ends unless it is renewed: NARU_LEASE_SECONDS after the decision, 60 by default."""
@@ -366,10 +380,11 @@ class Grant(_message.Message):
         output_token_cap: _builtins.int | None = ...,
         reserve_time: _timestamp_pb2.Timestamp | None = ...,
         prices: _price_pb2.UnitPrices | None = ...,
+        spares: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap", "lease_expire_time", b"lease_expire_time", "output_token_cap", b"output_token_cap", "prices", b"prices", "reserve_time", b"reserve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap", "lease_expire_time", b"lease_expire_time", "output_token_cap", b"output_token_cap", "prices", b"prices", "reserve_time", b"reserve_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap", "lease_expire_time", b"lease_expire_time", "output_token_cap", b"output_token_cap", "prices", b"prices", "reserve_time", b"reserve_time", "spares", b"spares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_token_cap: _TypeAlias = _typing.Literal["output_token_cap"]  # noqa: Y015
     _WhichOneofArgType__output_token_cap: _TypeAlias = _typing.Literal["_output_token_cap", b"_output_token_cap"]  # noqa: Y015
@@ -432,6 +447,9 @@ class ReleaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
+    UNUSED_SPARES_FIELD_NUMBER: _builtins.int
+    unused_spares: _builtins.bool
+    """Whether they are spares that no request was made with: then their request count is given back too."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventRef]:
         """At most 256 events."""
@@ -440,10 +458,11 @@ class ReleaseRequest(_message.Message):
         self,
         *,
         items: _abc.Iterable[Global___EventRef] | None = ...,
+        unused_spares: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "unused_spares", b"unused_spares"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -99,7 +99,7 @@ class QuotaServiceServicer(object):
 
     def Release(self, request, context):
         """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
-        tombstone that refuses a late Reserve of the same attempt.
+        tombstone that refuses a late Reserve of the same attempt. Spares that no request was made with give all of it back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

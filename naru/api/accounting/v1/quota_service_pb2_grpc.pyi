@@ -43,7 +43,7 @@ class QuotaServiceStub:
     """
     Release: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.ReleaseRequest, _quota_service_pb2.ReleaseResponse]
     """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
-    tombstone that refuses a late Reserve of the same attempt.
+    tombstone that refuses a late Reserve of the same attempt. Spares that no request was made with give all of it back.
     """
     Finish: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.FinishRequest, _quota_service_pb2.FinishResponse]
     """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported."""
@@ -75,7 +75,7 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     """
     Release: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.ReleaseRequest, _quota_service_pb2.ReleaseResponse]  # type: ignore[assignment]
     """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
-    tombstone that refuses a late Reserve of the same attempt.
+    tombstone that refuses a late Reserve of the same attempt. Spares that no request was made with give all of it back.
     """
     Finish: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.FinishRequest, _quota_service_pb2.FinishResponse]  # type: ignore[assignment]
     """Says that requests have ended: their places in flight are free at once. What they used is settled when it is reported."""
@@ -122,7 +122,7 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_quota_service_pb2.ReleaseResponse, _abc.Awaitable[_quota_service_pb2.ReleaseResponse]]:
         """Gives back what a reservation holds, except its request count, for work that certainly never began. Leaves a
-        tombstone that refuses a late Reserve of the same attempt.
+        tombstone that refuses a late Reserve of the same attempt. Spares that no request was made with give all of it back.
         """
 
     @_abc_1.abstractmethod
