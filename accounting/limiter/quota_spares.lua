@@ -42,13 +42,12 @@ end
 
 -- The answer to one that is asked again.
 local function spares_there(item)
-  local there = 0
-  for _, ref in ipairs(spare_references(item, #item.spares)) do
+  local refs, there = spare_references(item, #item.spares), 0
+  for _, ref in ipairs(refs) do
     there = there + call('EXISTS', PREFIX .. 'r:' .. ref)
   end
-  local first = spare_references(item, 1)[1]
-  local _, found = read(first)
-  local ends = tonumber(call('ZSCORE', LEASES, first) or '0')
+  local _, found = read(refs[1])
+  local ends = tonumber(call('ZSCORE', LEASES, refs[1]) or '0')
   return { 'granted', found.reserve or now, ends, '', states_of(item.limits), {}, there }
 end
 

@@ -116,8 +116,8 @@ def spares_of(*ids: str, **fields: object) -> quota_service_pb2.Reservation:
     return item
 
 
-async def test_the_service_grants_and_takes_back(service: Service) -> None:
-    """How many there are is in the grant; the metrics tell them apart from requests."""
+async def test_the_service_says_how_many_there_are(service: Service) -> None:
+    """None is a grant of none, and there is nothing to give back then."""
     edge = service.as_service(ServiceName.EDGE)
     ids = [uuid7() for _ in range(3)]
     (result,) = await edge.reserve(spares_of(*ids))
