@@ -77,6 +77,7 @@ class InferenceClient:
         self._client = client
         self._models = model_service_pb2_grpc.ModelServiceStub(client.channel)
         self._inference = inference_service_pb2_grpc.InferenceServiceStub(client.channel)
+        self._session_port = 0
 
     async def list_models(self) -> dict[str, ServedModel]:
         """The models it serves, by name. Raises NaruError."""
@@ -86,12 +87,21 @@ class InferenceClient:
             request = model_service_pb2.ListModelsRequest(page_token=token)
             response = await self._client.call(self._models.ListModels, request, timeout=_TIMEOUT)
             models |= {model.name: model_from_proto(model) for model in response.models}
+            self._session_port = response.session_port
             token = response.next_page_token
             if not token:
                 return models
 
     async def session(self, listener: Listener) -> MessageStream:
-        """Opens a session, of `GenerateSessionRequest`s and `GenerateSessionResponse`s. Raises NaruError."""
+        """Opens a session, of `GenerateSessionRequest`s and `GenerateSessionResponse`s. Raises NaruError.
+
+        At the port that the replica named for it where that can be reached; gRPC's own has sessions too.
+        """
+        if self._session_port:
+            try:
+                return await self._client.open_stream(_GENERATE_SESSION, listener, port=self._session_port)
+            except NaruError:
+                _log.warning("the session port of a replica cannot be reached", replica=self.address)
         return await self._client.open_stream(_GENERATE_SESSION, listener)
 
     def generate(

@@ -29,6 +29,7 @@ from inference.model_servicer import ModelServicer
 from inference.outbox import OutboxLimits
 from inference.servicer import InferenceServicer
 from inference.session import Sessions
+from inference.session_stream import SessionServer
 from inference.shipper import Shipper
 from inference.tokenization import Tokenization
 from inference.tools import Tools
@@ -77,6 +78,7 @@ class _Service:
     adapters: Adapters
     shipper: Shipper
     server: GrpcServer
+    session_server: SessionServer
 
 
 @asynccontextmanager
@@ -109,6 +111,7 @@ async def running(
             stack=stack,
         )
         servers.append(service.server)
+        await service.session_server.start(config.host, config.session_port)
         port = await service.server.start(config.host, config.port)
         stack.push_async_callback(_stop, service, config.shutdown_grace)
         _ = lifecycle.background.start("watchdog", _watch(service, config))
@@ -244,10 +247,11 @@ async def _assemble(
             away=availability.away(),
         )
 
+    session_server = SessionServer(sessions, load, tokens, lifecycle.background)
     _add_servicers(
         server,
         InferenceServicer(sessions, load, Tokenization(engine, reservations), revocations),
-        ModelServicer(engine.models, adapters),
+        ModelServicer(engine.models, adapters, lambda: session_server.port),
         ControlServicer(control),
     )
     if revocations is not None:
@@ -262,7 +266,7 @@ async def _assemble(
         ("key uses", authenticator.uses.run()),
     ):
         _ = lifecycle.background.start(name, work)
-    return _Service(engine, generations, sessions, control, adapters, shipper, server)
+    return _Service(engine, generations, sessions, control, adapters, shipper, server, session_server)
 
 
 def _turns(config: InferenceConfig, engine: Engine, clock: Clock, metrics: InferenceMetrics) -> Turns:
@@ -349,5 +353,5 @@ async def _stop(service: _Service, grace: float) -> None:
     await asyncio.gather(service.control.close(grace), service.adapters.close(grace))
     await service.generations.drain(max(ends - asyncio.get_running_loop().time(), 0.0))
     service.sessions.end_when_idle()
-    await service.server.stop(_LAST_FRAMES_SECONDS)
+    await asyncio.gather(service.server.stop(_LAST_FRAMES_SECONDS), service.session_server.stop(_LAST_FRAMES_SECONDS))
     await service.shipper.drain(max(ends - asyncio.get_running_loop().time(), _LEAST_SHIPPING_SECONDS))

@@ -42,6 +42,9 @@ class InferenceConfig(ServiceConfig):
     SERVICE: ClassVar[str] = "inference"
 
     port: int = setting(50053, "Port to listen on; 0 takes a free one.")
+    session_port: int = setting(
+        0, "Port for the sessions of edges, which ask for it at the other port; 0 takes a free one."
+    )
     engine: str = setting(
         "vllm", "vllm; upstream for an OpenAI-compatible endpoint elsewhere; simulated for benches and tests."
     )
@@ -143,6 +146,8 @@ class InferenceConfig(ServiceConfig):
         self.adapters()
         self.adapter_roots()
         self.simulated_adapters()
+        if not 0 <= self.session_port < 65536:
+            raise ValueError(f"NARU_INFERENCE_SESSION_PORT must be from 0 to 65535, not {self.session_port}")
         if self.queue_length < 0:
             raise ValueError("NARU_INFERENCE_QUEUE_LENGTH must be 0 or more")
         if self.max_running is not None and self.max_running < 1:

@@ -23,11 +23,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     Args:
         models: Asks the engine.
         adapters: Those that are loaded.
+        session_port: Where edges may have their sessions.
     """
 
-    def __init__(self, models: Callable[[], tuple[ServedModel, ...]], adapters: Adapters) -> None:
+    def __init__(
+        self, models: Callable[[], tuple[ServedModel, ...]], adapters: Adapters, session_port: Callable[[], int]
+    ) -> None:
         self._models = models
         self._adapters = adapters
+        self._session_port = session_port
 
     async def ListModels(
         self,
@@ -36,7 +40,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     ) -> model_service_pb2.ListModelsResponse:
         page, token = _page(self._models(), lambda model: model.name, request.page_size, request.page_token)
         return model_service_pb2.ListModelsResponse(
-            models=map(control_convert.model_to_proto, page), next_page_token=token
+            models=map(control_convert.model_to_proto, page), next_page_token=token, session_port=self._session_port()
         )
 
     async def GetModel(

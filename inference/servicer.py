@@ -13,6 +13,7 @@ from inference import convert, pooling_convert, tokenization_convert
 from inference.engine import ChoiceOutput
 from inference.events import Accepted, Finished, GenerationOrder, Refused
 from inference.session import Session, Sessions
+from inference.session_stream import hear
 from inference.tokenization import Tokenization
 from naru.api.inference.v1 import (
     inference_service_pb2,
@@ -168,25 +169,13 @@ async def _read(
 ) -> None:
     try:
         async for message in requests:
-            for cancel in message.cancels:
-                session.cancel(cancel.stream_id)
-            for submit in message.submits:
-                _submit(submit, session, context)
+            hear(message, session, context)
     except NaruError as error:
         session.fail(error)
     except Exception as fault:  # noqa: BLE001 -- a session whose requests are not read any more must not stay open
         session.fail(internal_error(fault, context.method))
     else:
         session.finish()
-
-
-def _submit(submit: inference_service_pb2.Submit, session: Session, context: RequestContext) -> None:
-    try:
-        order = convert.order_from_proto(submit.generation, context)
-    except NaruError as error:
-        session.refuse(submit.stream_id, error)
-    else:
-        session.submit(submit.stream_id, order)
 
 
 def _cancel_this_task() -> Callable[[], object]:

@@ -18,7 +18,8 @@ from naru.interceptors import (
     REQUEST_ID_METADATA,
     SERVICE_TOKEN_METADATA,
 )
-from naru.message_stream import Listener, MessageStream, open_stream
+from naru.message_call import open_stream
+from naru.message_stream import Listener, MessageStream
 from naru.server import TRANSPORT_OPTIONS
 from naru.status import error_from_rpc
 from naru.tracing import Tracing
@@ -108,9 +109,13 @@ class ServiceClient:
         finally:
             call.cancel()
 
-    async def open_stream(self, path: str, listener: Listener) -> MessageStream:
-        """Opens a stream in both directions, over a connection of its own, that lives until it is closed. Raises NaruError."""
-        stream = await open_stream(self._address, path, listener, name=self.name, metadata=self._metadata)
+    async def open_stream(self, path: str, listener: Listener, *, port: int | None = None) -> MessageStream:
+        """Opens a stream in both directions, over a connection of its own, that lives until it is closed. Raises NaruError.
+
+        `port`: where on the service's host, if not where its calls go.
+        """
+        address = self._address if port is None else f"{self._address.rpartition(':')[0]}:{port}"
+        stream = await open_stream(address, path, listener, name=self.name, metadata=self._metadata)
         self._streams = [other for other in self._streams if not other.is_over] + [stream]
         return stream
 

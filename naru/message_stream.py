@@ -1,38 +1,33 @@
-"""One stream of gRPC's messages in both directions, over a connection of its own.
+"""One stream of gRPC's messages in both directions, over a connection of its own: what both ends of it do.
 
-What travels is gRPC over HTTP/2 (RFC 9113, and PROTOCOL-HTTP2.md of gRPC), so the other side is any gRPC server. Sessions carry
+What travels is gRPC over HTTP/2 (RFC 9113, and PROTOCOL-HTTP2.md of gRPC), so the other side may be anybody's. Sessions carry
 every token and every reservation of an edge, and what gRPC for Python spends on a message, waking a thread that wakes the loop
-that wakes a task, is most of what they cost. Here a message is handed on where the loop reads it. ADR 28 has the figures.
+that wakes a task, is most of what they cost. Here a message is handed on where the loop reads it. ADR 28 and 30 have the figures.
+The calling end is `naru/message_call.py`, the serving end `naru/message_server.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextvars
-import random
-import socket
 import struct
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol, cast
-from urllib.parse import unquote
 
-import grpc
-from aiohappyeyeballs import start_connection
-from hpack import Decoder, Encoder, HeaderTuple, HPACKError, NeverIndexedHeaderTuple
+from hpack import Decoder, HPACKError
 
 from naru.errors import NaruError, unavailable
 from naru.logs import get_logger
 from naru.server import MAX_MESSAGE_BYTES
-from naru.status import error_from_rpc
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_ACK = _END_STREAM = 0x1
-_END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a caller begins a connection with (RFC 9113, 3.4)."""
+SILENCE_SECONDS = 10.0
+"""After which a peer that says nothing is asked whether it is there."""
+END_STREAM, END_HEADERS = 0x1, 0x4
+_ACK, _PADDED, _PRIORITY = 0x1, 0x8, 0x20
 _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 4, 5
 _CANCEL = 8
-_CONNECTION, _STREAM = 0, 1
+_CONNECTION = 0
 _HEAD = struct.Struct(">HBBBI")
 _PREFIX = struct.Struct(">BI")
 _SETTING = struct.Struct(">HI")
@@ -41,13 +36,10 @@ _DEFAULT_FRAME = 16_384
 # What the peer may send before it hears that it was read, which is at once.
 _WINDOW = 4 << 20
 _MOST_HEADER_BYTES = 64 << 10
-_CONNECT_SECONDS = 5.0
-_NEXT_ADDRESS_SECONDS = 0.25
-_SILENCE_SECONDS = 10.0
 _log = get_logger(__name__)
 
 
-class _Kind(IntEnum):
+class Kind(IntEnum):
     """Of a frame (RFC 9113, 6)."""
 
     DATA = 0
@@ -74,25 +66,24 @@ class Listener(Protocol):
 
 
 class MessageStream(asyncio.Protocol):
-    """Made by `open_stream`.
+    """One end of a stream: frames, windows, messages, and whether the other end is there. Its kinds know how it begins and ends.
 
     Args:
         listener: Hears of it.
-        name: What the service is called in errors.
-        headers: What the stream begins with.
+        name: What the other end is called in errors.
         silence_seconds: After which a peer that says nothing is asked whether it is there; it has as long to answer.
 
     Attributes:
         is_over: Whether it has ended.
     """
 
-    def __init__(self, listener: Listener, name: str, headers: Sequence[HeaderTuple], silence_seconds: float) -> None:
+    def __init__(self, listener: Listener, name: str, silence_seconds: float) -> None:
+        self.is_over = False
         self._listener = listener
         self._name = name
-        self._headers = headers
         self._silence_seconds = silence_seconds
         self._transport: asyncio.Transport | None = None
-        self.is_over = False
+        self._stream = 1
         self._rest = b""
         self._decoder = Decoder(max_header_list_size=_MOST_HEADER_BYTES)
         self._block = b""
@@ -123,26 +114,16 @@ class MessageStream(asyncio.Protocol):
     def close(self) -> None:
         """Ends the stream, also for the peer."""
         if not self.is_over:
-            self._send(_frame(_Kind.RST_STREAM, 0, _STREAM, _CANCEL.to_bytes(4, "big")))
+            self._send(frame(Kind.RST_STREAM, 0, self._stream, _CANCEL.to_bytes(4, "big")))
             self._end(unavailable(self._name))
 
-    def abandon(self) -> None:
-        """Ends what nobody was given. The listener need not hear of it."""
-        self.is_over = True
-        if self._watching is not None:
-            self._watching.cancel()
-        if self._transport is not None:
-            self._transport.abort()
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begins both the connection and the stream."""
+        """Begins the connection."""
         self._transport = cast(asyncio.Transport, transport)
-        block = Encoder().encode(self._headers, huffman=False)
         self._transport.write(
-            _PREFACE
-            + _frame(_Kind.SETTINGS, 0, _CONNECTION, _SETTING.pack(_INITIAL_WINDOW_SIZE, _WINDOW))
-            + _frame(_Kind.WINDOW_UPDATE, 0, _CONNECTION, (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big"))
-            + _frame(_Kind.HEADERS, _END_HEADERS, _STREAM, block)
+            self._opening()
+            + frame(Kind.SETTINGS, 0, _CONNECTION, _SETTING.pack(_INITIAL_WINDOW_SIZE, _WINDOW))
+            + frame(Kind.WINDOW_UPDATE, 0, _CONNECTION, (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big"))
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -175,7 +156,7 @@ class MessageStream(asyncio.Protocol):
             elif start > end:
                 start = body - _HEAD.size
                 break
-            elif not kind:  # _Kind.DATA: nearly all that comes
+            elif not kind:  # Kind.DATA: nearly all that comes
                 self._take_data(flags, data[body:start])
             else:
                 self._take(kind, flags, stream & 0x7FFFFFFF, data[body:start])
@@ -186,10 +167,10 @@ class MessageStream(asyncio.Protocol):
     def _take_data(self, flags: int, payload: bytes) -> None:
         self._read += len(payload)
         if flags & _PADDED:
-            payload = payload[1 : len(payload) - payload[0]]
+            payload = _unpadded(payload)
         if self._message:
             self._message += payload
-            if len(self._message) < self._needed and not flags & _END_STREAM:
+            if len(self._message) < self._needed and not flags & END_STREAM:
                 return
             payload = bytes(self._message)
             self._message.clear()
@@ -209,49 +190,49 @@ class MessageStream(asyncio.Protocol):
                 return
             start = stop
         self._message += payload[start:]
-        if flags & _END_STREAM:
-            self._end(unavailable(self._name))
+        if flags & END_STREAM:
+            self._hear_end()
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         match kind:
-            case _Kind.HEADERS | _Kind.CONTINUATION:
-                self._take_headers(kind, flags, payload)
-            case _Kind.SETTINGS if not flags & _ACK:
+            case Kind.HEADERS | Kind.CONTINUATION:
+                self._take_headers(kind, flags, stream, payload)
+            case Kind.SETTINGS if not flags & _ACK:
                 self._take_settings(payload)
-            case _Kind.PING if not flags & _ACK:
-                self._send(_frame(_Kind.PING, _ACK, _CONNECTION, payload))
-            case _Kind.WINDOW_UPDATE:
+            # Where nothing leaves, what waits will say that this end is there; answers to whoever reads none must not gather.
+            case Kind.PING if not flags & _ACK and not self._paused:
+                self._send(frame(Kind.PING, _ACK, _CONNECTION, payload))
+            case Kind.WINDOW_UPDATE:
                 more = int.from_bytes(payload, "big") & 0x7FFFFFFF
                 if stream == _CONNECTION:
                     self._connection_window += more
                 else:
                     self._window += more
                 self._go_on()
-            case _Kind.RST_STREAM:
+            case Kind.RST_STREAM:
                 self._end(unavailable(self._name))
-            case _Kind.GOAWAY if int.from_bytes(payload[:4], "big") & 0x7FFFFFFF < _STREAM:
+            case Kind.GOAWAY if int.from_bytes(payload[:4], "big") & 0x7FFFFFFF < self._stream:
                 self._end(unavailable(self._name))
             case _:
                 pass  # what has no meaning here, or is not known, is passed over (RFC 9113, 4.1)
 
-    def _take_headers(self, kind: int, flags: int, payload: bytes) -> None:
-        if kind == _Kind.HEADERS:
-            self._block_ends = bool(flags & _END_STREAM)
-            first = 1 if flags & _PADDED else 0
-            stop = len(payload) - (payload[0] if flags & _PADDED else 0)
-            payload = payload[first + (5 if flags & _PRIORITY else 0) : stop]
+    def _take_headers(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == Kind.HEADERS:
+            self._block_ends = bool(flags & END_STREAM)
+            if flags & _PADDED:
+                payload = _unpadded(payload)
             self._block = b""
+            payload = payload[5 if flags & _PRIORITY else 0 :]
         self._block += payload
         if len(self._block) > _MOST_HEADER_BYTES:
             self._broken("its headers are too large")
-        elif flags & _END_HEADERS:
+        elif flags & END_HEADERS:
             try:
                 headers = {str(name): str(value) for name, value in self._decoder.decode(self._block)}
             except (HPACKError, UnicodeDecodeError):
                 self._broken("its headers make no sense")
                 return
-            if self._block_ends or headers.get(":status", "200") != "200":
-                self._end(self._status(headers))
+            self._hear_headers(headers, stream, is_last=self._block_ends)
 
     def _take_settings(self, payload: bytes) -> None:
         for identifier, value in _SETTING.iter_unpack(payload[: len(payload) // _SETTING.size * _SETTING.size]):
@@ -260,27 +241,12 @@ class MessageStream(asyncio.Protocol):
                 self._stream_window_at_first = value
             elif identifier == _MAX_FRAME_SIZE:
                 self._largest_frame = value
-        self._send(_frame(_Kind.SETTINGS, _ACK, _CONNECTION))
+        self._send(frame(Kind.SETTINGS, _ACK, _CONNECTION))
         self._go_on()
-
-    def _status(self, headers: dict[str, str]) -> NaruError:
-        try:
-            code = next(code for code in grpc.StatusCode if str(code.value[0]) == headers["grpc-status"])
-        except (KeyError, StopIteration):
-            return unavailable(self._name)
-        if code is grpc.StatusCode.OK:
-            return unavailable(self._name)
-        details = headers.get("grpc-status-details-bin", "")
-        trailers = (
-            [("grpc-status-details-bin", base64.b64decode(details + "=" * (-len(details) % 4)))] if details else []
-        )
-        message = unquote(headers.get("grpc-message", ""))
-        failure = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailers), message)
-        return error_from_rpc(failure, self._name)
 
     def _acknowledge(self) -> None:
         read, self._read = self._read.to_bytes(4, "big"), 0
-        self._send(_frame(_Kind.WINDOW_UPDATE, 0, _CONNECTION, read) + _frame(_Kind.WINDOW_UPDATE, 0, _STREAM, read))
+        self._send(frame(Kind.WINDOW_UPDATE, 0, _CONNECTION, read) + frame(Kind.WINDOW_UPDATE, 0, self._stream, read))
 
     def _go_on(self) -> None:
         if self._waiting:
@@ -296,8 +262,20 @@ class MessageStream(asyncio.Protocol):
                 return
             self._window -= size
             self._connection_window -= size
-            self._send(_frame(_Kind.DATA, 0, _STREAM, waiting[:size]))
+            self._send(frame(Kind.DATA, 0, self._stream, waiting[:size]))
             del waiting[:size]
+
+    def _opening(self) -> bytes:
+        """What is sent before all else."""
+        return b""
+
+    def _hear_headers(self, headers: dict[str, str], stream: int, *, is_last: bool) -> None:
+        """Takes what the peer begins or ends a stream with; `is_last`: it sends no more."""
+        raise NotImplementedError
+
+    def _hear_end(self) -> None:
+        """The peer sends no more messages."""
+        raise NotImplementedError
 
     def _send(self, frames: bytes) -> None:
         assert self._transport is not None  # noqa: S101 -- nothing is sent before there is a connection
@@ -312,7 +290,7 @@ class MessageStream(asyncio.Protocol):
             return
         self._asked = not self._heard
         if self._asked:
-            self._send(_frame(_Kind.PING, 0, _CONNECTION, bytes(8)))
+            self._send(frame(Kind.PING, 0, _CONNECTION, bytes(8)))
         self._heard = False
         self._watching = asyncio.get_running_loop().call_later(self._silence_seconds, self.watch)
 
@@ -331,66 +309,12 @@ class MessageStream(asyncio.Protocol):
             self._listener.ended(error)
 
 
-async def open_stream(
-    address: str,
-    path: str,
-    listener: Listener,
-    *,
-    name: str,
-    metadata: Sequence[tuple[str, str]] = (),
-    silence_seconds: float = _SILENCE_SECONDS,
-) -> MessageStream:
-    """Begins a call of a method that takes a stream and answers with one.
-
-    Args:
-        address: host:port. Any address that the name has is taken.
-        path: As in "/naru.api.accounting.v1.QuotaService/ReserveSession".
-        listener: Hears what comes.
-        name: What the service is called in errors.
-        metadata: Names the caller; kept out of tables of headers, which outlive it.
-        silence_seconds: As `MessageStream` has it.
-
-    Raises NaruError SERVICE_UNAVAILABLE when nobody is there within 5 seconds. What the service itself has against the call,
-    the listener hears.
-    """
-    headers = [
-        HeaderTuple(":method", "POST"),
-        HeaderTuple(":scheme", "http"),
-        HeaderTuple(":path", path),
-        HeaderTuple(":authority", address),
-        HeaderTuple("te", "trailers"),
-        HeaderTuple("content-type", "application/grpc"),
-        HeaderTuple("user-agent", "naru"),
-        *(NeverIndexedHeaderTuple(key, value) for key, value in metadata),
-    ]
-    stream = MessageStream(listener, name, headers, silence_seconds)
-    # Not in the context of whoever opens it: the stream outlives their request, and what it logs is not theirs.
-    connecting = asyncio.create_task(_connect(address, stream), context=contextvars.Context())
-    try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            await connecting
-    except BaseException as failure:
-        stream.abandon()
-        # uvloop has a RuntimeError for some that are an OSError otherwise.
-        if isinstance(failure, OSError | TimeoutError | UnicodeError | RuntimeError):
-            raise unavailable(name) from failure
-        raise
-    return stream
-
-
-async def _connect(address: str, stream: MessageStream) -> None:
-    """To whichever address of the name answers first; each has a moment before the next is tried too."""
-    host, _, port = address.rpartition(":")
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    random.shuffle(found)
-    connection = await start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
-    # What was sent and is not acknowledged for so long is lost, however often the kernel would try again.
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_SILENCE_SECONDS * 1_000))
-    _ = await loop.create_connection(lambda: stream, sock=connection)
-    stream.watch()
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes | bytearray = b"") -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes | bytearray = b"") -> bytes:
+    """The bytes of one (RFC 9113, 4.1). At most 16,384 in `payload`, or what the peer allowed."""
     size = len(payload)
     return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+def _unpadded(payload: bytes) -> bytes:
+    """What a padded frame carries (RFC 9113, 6.1)."""
+    return payload[1 : max(len(payload) - payload[0], 1)] if payload else b""

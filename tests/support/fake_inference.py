@@ -82,6 +82,7 @@ class FakeInference:
         large: Event ids of those that came by `Generate`.
         models: Names of what it serves.
         tokenized: Questions about tokens that came, in order.
+        session_port: Where it says that sessions are served too.
         tokenizing: What to answer them with instead of two tokens.
     """
 
@@ -95,7 +96,7 @@ class FakeInference:
         self.tokenizing: NaruError | None = None
         self.sessions = 0
         self.draining = False
-        self.port = 0
+        self.port = self.session_port = 0
         self._server: GrpcServer | None = None
 
     async def start(self, tokens: dict[ServiceName, str], port: int = 0) -> None:
@@ -204,7 +205,8 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
                     name=name, owned_by="naru", create_time=timestamp_to_proto(1_800_000_000), context_tokens=2048
                 )
                 for name in self._fake.models
-            ]
+            ],
+            session_port=self._fake.session_port,
         )
 
 

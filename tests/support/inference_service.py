@@ -8,17 +8,29 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from inference.app import running
 from inference.config import InferenceConfig
 from inference.engine import Engine
 from naru.api.accounting.v1 import usage_event_pb2
-from naru.api.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
+from naru.api.inference.v1 import (
+    generation_pb2,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
 from naru.client import ServiceClient
 from naru.convert import duration_to_proto, principal_to_proto
+from naru.errors import NaruError, Reason
 from naru.identity import Principal, ServiceName, ServiceTokens
 from naru.lifecycle import Lifecycle
+from naru.message_stream import MessageStream
+from naru.status import GRPC_CODES
 from tests.support.recording_accounting import KeyRing, RecordingAccounting, peers, write_service_tokens
 
+SESSION = "/naru.api.inference.v1.InferenceService/GenerateSession"
 Frames = list[inference_service_pb2.Frame]
 
 
@@ -100,6 +112,35 @@ class EdgeSession:
         ]
 
 
+class StreamCall:
+    """A session at the port that is for sessions alone, with the methods of gRPC's own calls. Implements `Listener`."""
+
+    def __init__(self) -> None:
+        self.stream: MessageStream
+        self._heard: asyncio.Queue[bytes | NaruError] = asyncio.Queue()
+
+    async def write(self, request: inference_service_pb2.GenerateSessionRequest) -> None:
+        self.stream.write(request.SerializeToString())
+
+    async def read(self) -> Any:
+        """The next message, or gRPC's EOF where the session ended. Raises what it failed with, as gRPC does."""
+        heard = await self._heard.get()
+        if isinstance(heard, bytes):
+            return inference_service_pb2.GenerateSessionResponse.FromString(heard)
+        if heard.reason is Reason.SERVICE_UNAVAILABLE:
+            return grpc.aio.EOF
+        raise grpc.aio.AioRpcError(GRPC_CODES[heard.reason], grpc.aio.Metadata(), grpc.aio.Metadata(), heard.message)
+
+    def message(self, message: bytes) -> None:
+        self._heard.put_nowait(message)
+
+    def ready(self) -> None:
+        pass
+
+    def ended(self, error: NaruError) -> None:
+        self._heard.put_nowait(error)
+
+
 class InferenceService:
     """A service that is up, with recording peers."""
 
@@ -123,6 +164,10 @@ class InferenceService:
     def events(self) -> list[usage_event_pb2.UsageEvent]:
         """What accounting was told."""
         return self.accounting.events
+
+    def token(self, service: ServiceName) -> str:
+        """What a service names itself by."""
+        return self._tokens.of(service)
 
     def new_key(self, **fields: Any) -> tuple[str, Principal]:
         """A key and its owner."""
@@ -150,10 +195,25 @@ class InferenceService:
         finally:
             await client.close()
 
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[EdgeSession]:
-        """A session of the edge; cancelled at the end."""
+    async def session_port(self) -> int:
+        """The port that is for sessions alone, as edges learn it."""
         async with self.client(service=ServiceName.EDGE) as client:
+            stub = model_service_pb2_grpc.ModelServiceStub(client.channel)
+            listed = await client.call(stub.ListModels, model_service_pb2.ListModelsRequest(), timeout=5)
+            return int(listed.session_port)
+
+    @asynccontextmanager
+    async def session(self, *, own_port: bool = False) -> AsyncIterator[EdgeSession]:
+        """A session of the edge; cancelled at the end. `own_port`: at the port that is for sessions alone."""
+        async with self.client(service=ServiceName.EDGE) as client:
+            if own_port:
+                own = StreamCall()
+                own.stream = await client.open_stream(SESSION, own, port=await self.session_port())
+                try:
+                    yield EdgeSession(own)
+                finally:
+                    own.stream.close()
+                return
             stub = inference_service_pb2_grpc.InferenceServiceStub(client.channel)
             metadata = (("x-naru-service-token", self._tokens.of(ServiceName.EDGE)),)
             call = stub.GenerateSession(metadata=metadata)

@@ -52,6 +52,19 @@ async def accepted_and_silent(_: generation_pb2.Generation) -> AsyncIterator[Seq
     await asyncio.Event().wait()
 
 
+async def test_a_session_port_that_cannot_be_reached_is_done_without(tmp_path: Path) -> None:
+    """A replica may name one that a firewall closes: its sessions are where its calls are then."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        async with edge_with_peers(tmp_path) as edge:
+            edge.inference.session_port = taken.getsockname()[1]
+            await edge.inference.kill()
+            await edge.inference.start(EDGE_TOKENS, edge.inference.port)
+            await until(lambda: edge.inference.sessions > 1)
+            async with edge.post(PATH, CHAT) as response:
+                assert response.status == 200
+
+
 def error_event(text: str) -> dict[str, Any]:
     """The error of a stream that broke; it must be the last event but [DONE]."""
     events = text.strip().split("\n\n")

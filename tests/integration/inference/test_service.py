@@ -21,6 +21,8 @@ from tests.support.generation_bench import eventually
 from tests.support.inference_service import Frames, cancel, frames_of, generation, inference_service, lasting, submit
 from tests.support.scripted_engine import ScriptedEngine
 
+at_either_port = pytest.mark.parametrize("own_port", [False, True], ids=["grpc", "own port"])
+
 
 def kinds(frames: Frames) -> list[str | None]:
     return [frame.WhichOneof("event") for frame in frames]
@@ -36,10 +38,11 @@ async def _health(port: int) -> int:
         return int(response.status)
 
 
-async def test_a_session_sends_one_message_per_step_for_all_streams(tmp_path: Path) -> None:
+@at_either_port
+async def test_a_session_sends_one_message_per_step_for_all_streams(tmp_path: Path, *, own_port: bool) -> None:
     """Two streams: each step's frames come in one message, with the load; both are metered as they were told."""
     engine = ScriptedEngine()
-    async with inference_service(tmp_path, engine) as service, service.session() as session:
+    async with inference_service(tmp_path, engine) as service, service.session(own_port=own_port) as session:
         await session.send(submit(1, generation(1)), submit(2, generation(2)))
         await session.read_until(lambda frames: kinds(frames) == ["accepted", "accepted"])
         for number in range(5):
@@ -73,10 +76,11 @@ async def test_a_session_sends_one_message_per_step_for_all_streams(tmp_path: Pa
     assert service.accounting.reservations == []
 
 
-async def test_a_cancelled_stream_is_metered_to_the_token(tmp_path: Path) -> None:
+@at_either_port
+async def test_a_cancelled_stream_is_metered_to_the_token(tmp_path: Path, *, own_port: bool) -> None:
     """Finished{ABORTED} counts what the engine generated, the event says the same, and a late Cancel is ignored."""
     engine = ScriptedEngine()
-    async with inference_service(tmp_path, engine) as service, service.session() as session:
+    async with inference_service(tmp_path, engine) as service, service.session(own_port=own_port) as session:
         await session.send(submit(1, generation(1)))
         await session.read_until(lambda frames: "accepted" in kinds(frames))
         for _ in range(3):
@@ -94,11 +98,12 @@ async def test_a_cancelled_stream_is_metered_to_the_token(tmp_path: Path) -> Non
         assert service.events[0].outcome == usage_event_pb2.OUTCOME_ABORTED
 
 
-async def test_a_lost_session_is_metered(tmp_path: Path) -> None:
+@at_either_port
+async def test_a_lost_session_is_metered(tmp_path: Path, *, own_port: bool) -> None:
     """The edge goes away: its streams are aborted in the engine, and accounting hears of them."""
     engine = ScriptedEngine()
     async with inference_service(tmp_path, engine) as service:
-        async with service.session() as session:
+        async with service.session(own_port=own_port) as session:
             await session.send(submit(1, generation(1)))
             await session.read_until(lambda frames: "accepted" in kinds(frames))
             engine.submitted[0].emit("x")
@@ -107,22 +112,24 @@ async def test_a_lost_session_is_metered(tmp_path: Path) -> None:
         assert service.events[0].usage.completion_tokens == 2
 
 
-async def test_a_lost_session_gives_back_what_was_reserved(tmp_path: Path) -> None:
+@at_either_port
+async def test_a_lost_session_gives_back_what_was_reserved(tmp_path: Path, *, own_port: bool) -> None:
     """The edge goes away while a request of its is being prepared: accounting hears of it before the lease ends."""
     engine = ScriptedEngine()
     engine.prepare_gate.clear()
     async with inference_service(tmp_path, engine) as service:
-        async with service.session() as session:
+        async with service.session(own_port=own_port) as session:
             await session.send(submit(1, generation(1)))
             await eventually(lambda: engine.prepared)
         await eventually(lambda: service.accounting.released)
         assert [ref.event_id for ref in service.accounting.released] == [generation(1).event_id]
 
 
-async def test_a_duplicate_stream_number_ends_the_session(tmp_path: Path) -> None:
+@at_either_port
+async def test_a_duplicate_stream_number_ends_the_session(tmp_path: Path, *, own_port: bool) -> None:
     """The session fails with INVALID_ARGUMENT, its streams are aborted."""
     engine = ScriptedEngine()
-    async with inference_service(tmp_path, engine) as service, service.session() as session:
+    async with inference_service(tmp_path, engine) as service, service.session(own_port=own_port) as session:
         await session.send(submit(1, generation(1)), submit(1, generation(2)))
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             while await session.read() is not None:
@@ -148,7 +155,8 @@ async def test_only_the_edge_may_hold_a_session(tmp_path: Path) -> None:
         assert missing.value.reason is Reason.CREDENTIALS_MISSING
 
 
-async def test_bad_requests_are_refused_on_their_stream(tmp_path: Path) -> None:
+@at_either_port
+async def test_bad_requests_are_refused_on_their_stream(tmp_path: Path, *, own_port: bool) -> None:
     """Each names its field; the session and its other streams go on."""
     engine = ScriptedEngine()
     wrong = {
@@ -162,7 +170,7 @@ async def test_bad_requests_are_refused_on_their_stream(tmp_path: Path) -> None:
         5: (generation_pb2.Generation(event_id=generation().event_id, principal=generation().principal), "input"),
         6: (generation_pb2.Generation(event_id=generation().event_id), "principal"),
     }
-    async with inference_service(tmp_path, engine) as service, service.session() as session:
+    async with inference_service(tmp_path, engine) as service, service.session(own_port=own_port) as session:
         await session.send(*(submit(number, bad) for number, (bad, _) in wrong.items()), submit(9, generation(9)))
         await session.read_until(lambda frames: len(frames) == 7)
         for number, (_, field) in wrong.items():
@@ -280,10 +288,11 @@ async def test_the_edge_may_generate_without_a_session(tmp_path: Path) -> None:
         assert service.accounting.reservations == []
 
 
-async def test_a_large_answer_arrives_whole_in_messages_that_fit(tmp_path: Path) -> None:
+@at_either_port
+async def test_a_large_answer_arrives_whole_in_messages_that_fit(tmp_path: Path, *, own_port: bool) -> None:
     """An output larger than a message is spread over several."""
     engine = ScriptedEngine()
-    async with inference_service(tmp_path, engine) as service, service.session() as session:
+    async with inference_service(tmp_path, engine) as service, service.session(own_port=own_port) as session:
         await session.send(submit(1, generation(1, stream=False)))
         await session.read_until(lambda frames: "accepted" in kinds(frames))
         text = "나루" * 1_500_000
@@ -343,12 +352,13 @@ async def test_models_are_listed_by_page_and_got_by_name(tmp_path: Path) -> None
         assert negative.value.metadata["field"] == "page_size"
 
 
-async def test_a_drain_finishes_refuses_aborts_tells_and_ships(tmp_path: Path) -> None:
+@at_either_port
+async def test_a_drain_finishes_refuses_aborts_tells_and_ships(tmp_path: Path, *, own_port: bool) -> None:
     """While stopping: load says so, new streams are refused, one ends by itself, one is aborted, both are shipped."""
     engine = ScriptedEngine()
     stack = AsyncExitStack()
     service = await stack.enter_async_context(inference_service(tmp_path, engine, shutdown_grace=5.0))
-    async with service.session() as session:
+    async with service.session(own_port=own_port) as session:
         await session.send(submit(1, generation(1)), submit(2, generation(2)))
         await session.read_until(lambda frames: kinds(frames).count("accepted") == 2)
         stopping = asyncio.create_task(stack.aclose())

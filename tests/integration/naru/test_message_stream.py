@@ -18,7 +18,8 @@ from naru.api.accounting.v1 import quota_service_pb2, quota_service_pb2_grpc
 from naru.context import RequestContext
 from naru.errors import NaruError, Reason, invalid_argument
 from naru.identity import Caller, ServiceName
-from naru.message_stream import MessageStream, open_stream
+from naru.message_call import open_stream
+from naru.message_stream import MessageStream
 from naru.server import TRANSPORT_OPTIONS
 from naru.status import error_to_status
 

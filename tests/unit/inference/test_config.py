@@ -27,6 +27,7 @@ def test_defaults_are_usable() -> None:
         ("NARU_INFERENCE_SESSION_BUFFER_BYTES", "0"),
         ("NARU_INFERENCE_MAX_RUNNING", "0"),
         ("NARU_INFERENCE_QUEUE_LENGTH", "-1"),
+        ("NARU_INFERENCE_SESSION_PORT", "65536"),
         ("NARU_INFERENCE_QUEUE_SECONDS", "0"),
         ("NARU_INFERENCE_TIER_WEIGHTS", "[]"),
         ("NARU_INFERENCE_TIER_WEIGHTS", '{"pro": 0}'),

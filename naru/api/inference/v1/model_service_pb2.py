@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)naru/api/inference/v1/model_service.proto\x12\x15naru.api.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08owned_by\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x03\x12\x0e\n\x06parent\x18\x05 \x01(\t\"\x97\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x12\n\nconfigured\x18\x05 \x01(\x08\x12-\n\tload_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08requests\x18\x07 \x01(\x05\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.naru.api.inference.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.naru.api.inference.v1.Model\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x14ListAdaptersResponse\x12\x30\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1e.naru.api.inference.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x12LoadAdapterRequest\x12/\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1e.naru.api.inference.v1.Adapter\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x13LoadAdapterResponse\x12/\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1e.naru.api.inference.v1.Adapter\"a\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\xa2\x04\n\x0cModelService\x12\x66\n\nListModels\x12(.naru.api.inference.v1.ListModelsRequest\x1a).naru.api.inference.v1.ListModelsResponse\"\x03\x90\x02\x01\x12`\n\x08GetModel\x12&.naru.api.inference.v1.GetModelRequest\x1a\'.naru.api.inference.v1.GetModelResponse\"\x03\x90\x02\x01\x12l\n\x0cListAdapters\x12*.naru.api.inference.v1.ListAdaptersRequest\x1a+.naru.api.inference.v1.ListAdaptersResponse\"\x03\x90\x02\x01\x12i\n\x0bLoadAdapter\x12).naru.api.inference.v1.LoadAdapterRequest\x1a*.naru.api.inference.v1.LoadAdapterResponse\"\x03\x90\x02\x02\x12o\n\rUnloadAdapter\x12+.naru.api.inference.v1.UnloadAdapterRequest\x1a,.naru.api.inference.v1.UnloadAdapterResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)naru/api/inference/v1/model_service.proto\x12\x15naru.api.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08owned_by\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x03\x12\x0e\n\x06parent\x18\x05 \x01(\t\"\x97\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x12\n\nconfigured\x18\x05 \x01(\x08\x12-\n\tload_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08requests\x18\x07 \x01(\x05\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"q\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.naru.api.inference.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0csession_port\x18\x03 \x01(\x05\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.naru.api.inference.v1.Model\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"a\n\x14ListAdaptersResponse\x12\x30\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1e.naru.api.inference.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x12LoadAdapterRequest\x12/\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1e.naru.api.inference.v1.Adapter\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x13LoadAdapterResponse\x12/\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1e.naru.api.inference.v1.Adapter\"a\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\xa2\x04\n\x0cModelService\x12\x66\n\nListModels\x12(.naru.api.inference.v1.ListModelsRequest\x1a).naru.api.inference.v1.ListModelsResponse\"\x03\x90\x02\x01\x12`\n\x08GetModel\x12&.naru.api.inference.v1.GetModelRequest\x1a\'.naru.api.inference.v1.GetModelResponse\"\x03\x90\x02\x01\x12l\n\x0cListAdapters\x12*.naru.api.inference.v1.ListAdaptersRequest\x1a+.naru.api.inference.v1.ListAdaptersResponse\"\x03\x90\x02\x01\x12i\n\x0bLoadAdapter\x12).naru.api.inference.v1.LoadAdapterRequest\x1a*.naru.api.inference.v1.LoadAdapterResponse\"\x03\x90\x02\x02\x12o\n\rUnloadAdapter\x12+.naru.api.inference.v1.UnloadAdapterRequest\x1a,.naru.api.inference.v1.UnloadAdapterResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,23 +50,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSREQUEST']._serialized_start=418
   _globals['_LISTMODELSREQUEST']._serialized_end=476
   _globals['_LISTMODELSRESPONSE']._serialized_start=478
-  _globals['_LISTMODELSRESPONSE']._serialized_end=569
-  _globals['_GETMODELREQUEST']._serialized_start=571
-  _globals['_GETMODELREQUEST']._serialized_end=602
-  _globals['_GETMODELRESPONSE']._serialized_start=604
-  _globals['_GETMODELRESPONSE']._serialized_end=667
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=669
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=729
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=731
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=828
-  _globals['_LOADADAPTERREQUEST']._serialized_start=830
-  _globals['_LOADADAPTERREQUEST']._serialized_end=919
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=921
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=991
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=993
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1090
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1092
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1115
-  _globals['_MODELSERVICE']._serialized_start=1118
-  _globals['_MODELSERVICE']._serialized_end=1664
+  _globals['_LISTMODELSRESPONSE']._serialized_end=591
+  _globals['_GETMODELREQUEST']._serialized_start=593
+  _globals['_GETMODELREQUEST']._serialized_end=624
+  _globals['_GETMODELRESPONSE']._serialized_start=626
+  _globals['_GETMODELRESPONSE']._serialized_end=689
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=691
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=751
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=753
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=850
+  _globals['_LOADADAPTERREQUEST']._serialized_start=852
+  _globals['_LOADADAPTERREQUEST']._serialized_end=941
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=943
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1013
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1015
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1112
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1114
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1137
+  _globals['_MODELSERVICE']._serialized_start=1140
+  _globals['_MODELSERVICE']._serialized_end=1686
 # @@protoc_insertion_point(module_scope)
